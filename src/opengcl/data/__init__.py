@@ -1,0 +1,1 @@
+"""Ranked data sets: folder format, checks, splits, synthetic data."""
