@@ -1,0 +1,189 @@
+"""Ranking score -> weight functions, and the scaling that brings any score into their range.
+
+Every function takes scores s in [1, 100] (rank r = 101 - s) and gives weights >= 0, as in arXiv 2404.08535; ``log``,
+``reciprocal_sqrt``, ``exponential`` and ``piecewise`` are ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, get_args
+
+import numpy as np
+from jaxtyping import Float, Int
+
+Scores = Float[np.ndarray, " pairs"]
+WeightFunction = Callable[[Scores], Scores]
+Scaling = Literal["dataset", "query"]
+SCALINGS: tuple[str, ...] = get_args(Scaling)
+LOWEST, HIGHEST = 1.0, 100.0
+
+
+def constant(scores: Scores) -> Scores:
+    """``1``: plain CLIP, the baseline."""
+    return np.ones_like(scores)
+
+
+def linear(scores: Scores) -> Scores:
+    """``s / 100``: Marqo-GS-10M's ``score_linear``."""
+    return np.divide(scores, HIGHEST)
+
+
+def reciprocal(scores: Scores) -> Scores:
+    """``1 / r``: Marqo-GS-10M's ``score_reciprocal``."""
+    return 1.0 / _rank(scores)
+
+
+def reciprocal_sqrt(scores: Scores) -> Scores:
+    """``1 / sqrt(r)``."""
+    return 1.0 / np.sqrt(_rank(scores))
+
+
+def log(scores: Scores) -> Scores:
+    """``1 / log2(1 + r)``: the discount of DCG (Järvelin and Kekäläinen 2002)."""
+    return 1.0 / np.log2(1.0 + _rank(scores))
+
+
+def exponential(scores: Scores, *, decay: float = 20.0) -> Scores:
+    """``exp((s - 100) / decay)``: the weight falls by e every ``decay`` points of score (> 0)."""
+    if not decay > 0:
+        raise ValueError(f"exponential: decay is {decay}; it must be above 0 (score points per factor e)")
+    return np.exp(np.subtract(scores, HIGHEST) / decay)
+
+
+def piecewise(scores: Scores, *, knots: Mapping[float, float]) -> Scores:
+    """Straight lines between the user's knots ``{score: weight}``; flat beyond the first and the last."""
+    if len(knots) < 2 or any(weight < 0 for weight in knots.values()):
+        raise ValueError(f"piecewise: knots are {dict(knots)}; give at least two score=weight with weights >= 0")
+    points = sorted((float(score), float(weight)) for score, weight in knots.items())
+    return np.interp(scores, [score for score, _ in points], [weight for _, weight in points]).astype(scores.dtype)
+
+
+WEIGHTS: dict[str, Callable[..., Scores]] = {
+    "constant": constant,
+    "linear": linear,
+    "reciprocal": reciprocal,
+    "reciprocal_sqrt": reciprocal_sqrt,
+    "log": log,
+    "exponential": exponential,
+    "piecewise": piecewise,
+}
+
+
+def weight_function(spec: str) -> WeightFunction:
+    """Read a weight function from its written form.
+
+    ``"linear"``; ``"exponential:decay=10"``; ``"piecewise:1=0,50=0.1,100=1"``; or the import path of a Python function,
+    ``"my_shop.weights:margin"``, which gets a float64 array of scores in [1, 100] and returns one weight >= 0 a score.
+
+    Raises:
+        ValueError: The name, option or function is unknown or fails; the message lists what is allowed. Values that the
+            function returns are checked at each call.
+    """
+    name, _, rest = spec.partition(":")
+    if name in WEIGHTS:
+        options = _options(name, rest)
+        function: Callable[..., Scores] = WEIGHTS[name]
+        return _checked(spec, lambda scores: function(scores, **options))
+    if rest and "=" not in rest:
+        return _checked(spec, _import_function(name, rest))
+    raise ValueError(
+        f"weight function {spec!r} is unknown; use one of {', '.join(WEIGHTS)} "
+        "(options as exponential:decay=10), or the import path of a function as package.module:function"
+    )
+
+
+def scale_scores(
+    scores: Scores,
+    queries: Int[np.ndarray, " pairs"],
+    *,
+    by: Scaling = "dataset",
+    low: float,
+    high: float,
+) -> Scores:
+    """Bring scores into [1, 100].
+
+    ``dataset``: ``low`` maps to 1 and ``high`` to 100, for every query alike. ``query``: each query's own lowest and
+    highest score do; a query whose scores are all equal gets 100 throughout, as nothing tells its documents apart.
+
+    Args:
+        scores: One score a judged pair, any float dtype.
+        queries: The pair's query, as integers in any order.
+        by: ``dataset`` or ``query``.
+        low: The lowest possible score of the data set.
+        high: The highest possible score; above ``low``.
+
+    Returns:
+        float64 scores in [1, 100].
+
+    Raises:
+        ValueError: An unknown ``by``, or ``low >= high``.
+    """
+    scores = scores.astype(np.float64)
+    if by not in SCALINGS:
+        raise ValueError(f"score scaling {by!r} is unknown; use one of {', '.join(SCALINGS)}")
+    if not low < high:
+        raise ValueError(f"the score range is [{low}, {high}]; its lower end must be below its upper end")
+    if by == "dataset":
+        return LOWEST + (HIGHEST - LOWEST) * (scores - low) / (high - low)
+    if len(scores) == 0:
+        return scores
+    _, group = np.unique(queries, return_inverse=True)
+    least = np.full(group.max() + 1, np.inf)
+    most = np.full(group.max() + 1, -np.inf)
+    np.minimum.at(least, group, scores)
+    np.maximum.at(most, group, scores)
+    spread = (most - least)[group]
+    flat = spread == 0
+    share = np.where(flat, 1.0, (scores - least[group]) / np.where(flat, 1.0, spread))
+    return LOWEST + (HIGHEST - LOWEST) * share
+
+
+def _rank(scores: Scores) -> Scores:
+    return HIGHEST + 1.0 - scores
+
+
+def _options(name: str, written: str) -> dict[str, object]:
+    pairs: Sequence[tuple[str, str, str]] = [part.partition("=") for part in written.split(",") if part.strip()]
+    try:
+        numbers = {key.strip(): float(value) for key, _, value in pairs}
+        if name == "piecewise":
+            return {"knots": {float(score): weight for score, weight in numbers.items()}}
+    except ValueError:
+        raise ValueError(f"weight options {written!r} of {name!r} must be written as name=number,...") from None
+    allowed = [p.name for p in inspect.signature(WEIGHTS[name]).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(numbers) - set(allowed))
+    if unknown:
+        raise ValueError(
+            f"weight function {name!r} has no option {unknown[0]!r}; it has: {', '.join(allowed) or 'none'}"
+        )
+    return dict(numbers)
+
+
+def _import_function(module: str, name: str) -> WeightFunction:
+    try:
+        function = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"weight function {module}:{name} cannot be imported: {error}") from error
+    if not callable(function):
+        raise ValueError(f"weight function {module}:{name} is a {type(function).__name__}, not a function")
+    return function  # type: ignore[no-any-return]
+
+
+def _checked(spec: str, function: WeightFunction) -> WeightFunction:
+    def checked(scores: Scores) -> Scores:
+        weights = np.asarray(function(scores), dtype=np.float64)
+        if weights.shape != scores.shape:
+            raise ValueError(f"weight function {spec!r} returned shape {weights.shape} for {scores.shape} scores")
+        bad = ~np.isfinite(weights) | (weights < 0)
+        if bad.any():
+            at = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"weight function {spec!r} gave {weights[at]} for score {scores[at]}; weights must be >= 0"
+            )
+        return weights
+
+    checked(np.array([LOWEST, 50.0, HIGHEST]))  # a wrong function fails here, not in the first batch
+    return checked

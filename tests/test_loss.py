@@ -1,0 +1,192 @@
+"""The loss against closed forms, a loop-written oracle, numeric gradients, CLIP's loss, and its memory bound."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+import textwrap
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opengcl.loss import DIRECTIONS, TARGETS, gcl_loss
+
+from .reference import loss_loops
+
+
+def unit(rows: int, dim: int, seed: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    return F.normalize(torch.randn(rows, dim, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)).to(
+        dtype
+    )
+
+
+def random_judgements(m: int, n: int, seed: int, share: float = 0.3) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    judged = torch.rand(m, n, generator=generator) < share
+    judged.fill_diagonal_(True)
+    weights = torch.rand(m, n, generator=generator, dtype=torch.float64) * judged
+    weights[0, min(1, n - 1)] = 0.0  # judged, yet worth nothing
+    judged[0, min(1, n - 1)] = True
+    return weights, judged
+
+
+def sparse(weights: torch.Tensor, judged: torch.Tensor) -> torch.Tensor:
+    index = judged.nonzero().T
+    return torch.sparse_coo_tensor(index, weights[judged], weights.shape, check_invariants=True)
+
+
+def clip_loss(queries: torch.Tensor, documents: torch.Tensor, scale: float) -> torch.Tensor:
+    logits = scale * queries @ documents.T
+    labels = torch.arange(len(queries))
+    return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+
+
+@pytest.mark.parametrize("constant", [1.0, 0.37])
+def test_equal_weights_are_clip(constant: float) -> None:
+    queries, documents = unit(33, 8, 0), unit(33, 8, 1)
+    loss = gcl_loss(queries, documents, torch.full((33,), constant), 14.0, block_rows=7)
+    torch.testing.assert_close(loss, clip_loss(queries, documents, 14.0), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("block_rows", [1, 4, 100])
+def test_matches_the_loops(target: str, direction: str, block_rows: int) -> None:
+    m, n = (9, 9) if target in ("diagonal", "masked") else (9, 13)
+    weights, judged = random_judgements(m, n, seed=3)
+    queries, documents = unit(m, 5, 4).requires_grad_(), unit(n, 5, 5).requires_grad_()
+    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    loss = gcl_loss(
+        queries, documents, sparse(weights, judged), scale, target=target, direction=direction, block_rows=block_rows
+    )
+    expected = loss_loops.gcl_loss(queries, documents, weights, scale, judged, target, direction)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-12)
+    inputs = (queries, documents, scale)
+    for ours, oracle in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(ours, oracle, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_gradients_in_float64(target: str, direction: str) -> None:
+    weights, judged = random_judgements(6, 6, seed=8)
+    matrix = sparse(weights, judged)
+    queries, documents = unit(6, 4, 9).requires_grad_(), unit(6, 4, 10).requires_grad_()
+    scale = torch.tensor(5.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda q, d, s: gcl_loss(q, d, matrix, s, target=target, direction=direction, block_rows=4),
+        (queries, documents, scale),
+    )
+
+
+@pytest.mark.parametrize("target", ["full", "full_row"])
+def test_a_diagonal_matrix_is_the_diagonal_form(target: str) -> None:
+    queries, documents = unit(12, 6, 0), unit(12, 6, 1)
+    weights = torch.rand(12, dtype=torch.float64) if target == "full" else torch.ones(12, dtype=torch.float64)
+    loss = gcl_loss(queries, documents, torch.diag(weights), 20.0, target=target)
+    torch.testing.assert_close(loss, gcl_loss(queries, documents, weights, 20.0), rtol=1e-13, atol=0)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_equal_embeddings_give_log_batch(target: str) -> None:
+    row = unit(1, 6, 2).expand(10, 6)
+    loss = gcl_loss(row, row, torch.diag(torch.rand(10, dtype=torch.float64) + 0.1), 14.0, target=target)
+    assert loss.item() == pytest.approx(math.log(10), abs=1e-12)
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.sampled_from(TARGETS), st.floats(1e-6, 1e6), st.integers(2, 12), st.integers(1, 12), st.integers(0, 10_000))
+def test_scale_of_weights_block_size_and_order_change_nothing(
+    target: str, factor: float, batch: int, block_rows: int, seed: int
+) -> None:
+    weights, _ = random_judgements(batch, batch, seed)
+    queries, documents = unit(batch, 4, seed), unit(batch, 4, seed + 1)
+    loss = gcl_loss(queries, documents, weights, 10.0, target=target)
+    scaled = gcl_loss(queries, documents, weights * factor, 10.0, target=target, block_rows=block_rows)
+    torch.testing.assert_close(scaled, loss, rtol=1e-11, atol=1e-11)
+    order = torch.randperm(batch, generator=torch.Generator().manual_seed(seed))
+    moved = gcl_loss(queries[order], documents[order], weights[order][:, order], 10.0, target=target)
+    torch.testing.assert_close(moved, loss, rtol=1e-11, atol=1e-11)
+
+
+def test_masked_pairs_do_not_repel() -> None:
+    queries, documents = unit(3, 4, 0), unit(3, 4, 1).requires_grad_()
+    weights = torch.diag(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64))
+    weights[0, 1] = 1.0  # document 1 is judged for query 0
+    gcl_loss(queries, documents, weights, 10.0, target="masked", direction="query").backward()
+    assert documents.grad[1].abs().max() == 0
+    assert documents.grad[2].abs().max() > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
+    queries, documents = unit(512, 64, 0, dtype), unit(512, 64, 1, dtype)
+    exact = gcl_loss(queries.double(), documents.double(), torch.ones(512), 100.0)
+    loss = gcl_loss(queries, documents, torch.ones(512), 100.0)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss.double(), exact, rtol=1e-5, atol=0)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        under_autocast = gcl_loss(queries.float(), documents.float(), torch.ones(512), 100.0)
+    torch.testing.assert_close(under_autocast.double(), exact, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "target", "message"),
+    [
+        (torch.ones(3), "diagonal", "got 3 weights, 4 queries, 4 documents"),
+        (torch.ones(4), "full", r"shape \(4, 4\); got \(4,\)"),
+        (torch.zeros(4), "diagonal", "sum to zero"),
+        (torch.tensor([1.0, -1, 1, 1]), "diagonal", "not negative"),
+        (torch.tensor([1.0, torch.nan, 1, 1]), "diagonal", "finite"),
+        (torch.ones(4), "listwise", "use one of diagonal, masked, full, full_row"),
+    ],
+)
+def test_bad_input_is_refused(weights: torch.Tensor, target: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        gcl_loss(unit(4, 3, 0), unit(4, 3, 1), weights, 10.0, target=target)
+
+
+def test_bad_shapes_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"got \(4, 3\) and \(4, 5\)"):
+        gcl_loss(unit(4, 3, 0), unit(4, 5, 1), torch.ones(4), 10.0)
+    with pytest.raises(ValueError, match="as many queries as documents; got 4 and 5"):
+        gcl_loss(unit(4, 3, 0), unit(5, 3, 1), torch.ones(4, 5), 10.0, target="masked")
+
+
+MEMORY_SCRIPT = textwrap.dedent(
+    """
+    import resource, sys
+    import torch
+    from opengcl.loss import gcl_loss
+
+    batch = int(sys.argv[1])
+    torch.manual_seed(0)
+    queries = torch.nn.functional.normalize(torch.randn(batch, 512)).requires_grad_()
+    documents = torch.nn.functional.normalize(torch.randn(batch, 512)).requires_grad_()
+    scale = torch.tensor(14.0, requires_grad=True)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    gcl_loss(queries, documents, torch.ones(batch), scale).backward()
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+    """
+)
+
+
+def extra_memory(batch: int) -> float:
+    """Peak memory in bytes that forward and backward add in a fresh process."""
+    done = subprocess.run([sys.executable, "-c", MEMORY_SCRIPT, str(batch)], capture_output=True, text=True, check=True)
+    return float(done.stdout) * 1024
+
+
+def test_memory_stays_far_below_the_dense_matrix() -> None:
+    batch = 12_288
+    dense = 4 * batch * batch
+    assert extra_memory(batch) < dense  # a dense implementation needs the matrix at least four times
+
+
+@pytest.mark.slow
+def test_a_batch_of_65536_trains_in_four_gigabytes() -> None:
+    assert extra_memory(65_536) < 4e9
