@@ -169,7 +169,7 @@ def _import_function(module: str, name: str) -> WeightFunction:
         raise ValueError(f"weight function {module}:{name} cannot be imported: {error}") from error
     if not callable(function):
         raise ValueError(f"weight function {module}:{name} is a {type(function).__name__}, not a function")
-    return function  # type: ignore[no-any-return]
+    return function
 
 
 def _checked(spec: str, function: WeightFunction) -> WeightFunction:
