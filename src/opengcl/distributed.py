@@ -65,5 +65,5 @@ class _GatherRows(torch.autograd.Function):
         return torch.cat([part[: s.stop - s.start] for part, s in zip(parts, slices, strict=True)])
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
         return grad[ctx.own] * world_size(), None

@@ -63,7 +63,7 @@ def _top_k_of_block(
         score, row = _top_k(scores, min(k, scores.shape[1]))
         best, found = torch.cat([best, score], 1), torch.cat([found, row + start], 1)
         # Kept rows precede new ones and a stable sort keeps that order, so ties stay in row order.
-        best, order = best.sort(1, descending=True, stable=True)
+        best, order = best.sort(dim=1, descending=True, stable=True)
         best, found = best[:, :k], found.gather(1, order)[:, :k]
     return best, found
 
@@ -75,5 +75,5 @@ def _top_k(scores: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     room = k - above.sum(1, keepdim=True)
     chosen = above | (level & (level.cumsum(1) <= room))
     columns = chosen.nonzero()[:, 1].view(len(scores), k)
-    score, order = scores.gather(1, columns).sort(1, descending=True, stable=True)
+    score, order = scores.gather(1, columns).sort(dim=1, descending=True, stable=True)
     return score, columns.gather(1, order)
