@@ -1,0 +1,83 @@
+"""What can be wrong with a data set, and how it is told."""
+
+from __future__ import annotations
+
+import reprlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import islice
+
+EXAMPLES = 5
+"""Examples listed for each kind of problem; the count is always of all of them."""
+
+
+class DataSetError(ValueError):
+    """A data set that cannot be used as it is: what was found, what is allowed, and where."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One kind of problem in one column, over the whole file.
+
+    Attributes:
+        file: Name of the file inside the data set's folder.
+        column: The column.
+        kind: What is wrong, in words, such as ``"duplicate id"``.
+        allowed: What the format allows there.
+        count: Rows that have the problem.
+        examples: Up to five of them, each naming its row (from 0, in the file) and id.
+    """
+
+    file: str
+    column: str
+    kind: str
+    allowed: str
+    count: int
+    examples: tuple[str, ...]
+
+    def __str__(self) -> str:
+        more = f"; and {self.count - len(self.examples):,} more" if self.count > len(self.examples) else ""
+        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        listed = "; ".join(self.examples)
+        return f"{self.file}, column '{self.column}': {self.kind} in {rows}: {listed}{more}. Allowed: {self.allowed}"
+
+
+@dataclass
+class ProblemLog:
+    """Collects problems, merged by (file, column, kind), in the order of their first appearance."""
+
+    found: dict[tuple[str, str, str], Problem] = field(default_factory=dict)
+
+    def add(self, file: str, column: str, kind: str, allowed: str, count: int, examples: Iterable[str]) -> None:
+        """Adds `count` rows of one kind; `examples` is read only as far as there is room for examples."""
+        if count == 0:
+            return
+        key = (file, column, kind)
+        before = self.found.get(key)
+        listed = before.examples if before else ()
+        listed += tuple(islice(examples, EXAMPLES - len(listed)))
+        total = count + (before.count if before else 0)
+        self.found[key] = Problem(file, column, kind, allowed, total, listed)
+
+    def problems(self) -> list[Problem]:
+        """All problems so far."""
+        return list(self.found.values())
+
+    def stop(self) -> None:
+        """Raises all problems as one error, if there are any.
+
+        Raises:
+            DataSetError: With one line for each problem.
+        """
+        if self.found:
+            raise DataSetError("\n".join(str(problem) for problem in self.found.values()))
+
+
+def shown(value: object) -> str:
+    """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
+    return reprlib.repr(value)
+
+
+def place(row: int, identifier: object) -> str:
+    """How messages name a row: its number from 0 in the file, and its id."""
+    return f"row {row} (id {shown(identifier)})"

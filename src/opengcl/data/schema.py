@@ -1,0 +1,178 @@
+"""``dataset.yaml``: which columns are model fields, and the range of the scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal, cast, get_args
+
+import yaml
+
+from opengcl.data.problems import DataSetError, shown
+
+FieldType = Literal["text", "image"]
+FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
+
+SCHEMA_FILE = "dataset.yaml"
+QUERY_ID = "query_id"
+DOCUMENT_ID = "doc_id"
+SPLIT = "split"
+_LARGEST_FILE = 1 << 20
+
+
+@dataclass(frozen=True)
+class SplitOptions:
+    """How the splits are made where the tables have no ``split`` column.
+
+    Attributes:
+        seed: Any integer; another seed, another division.
+        seen_queries: Share of the queries that training may see, in [0, 1].
+        seen_documents: Share of the documents that training may see, in [0, 1].
+        dev: Share of each split's queries that is for choosing settings, in [0, 1]; the rest is the test
+            part. Used with and without ``split`` columns.
+    """
+
+    seed: int = 0
+    seen_queries: float = 0.8
+    seen_documents: float = 0.5
+    dev: float = 0.5
+
+    def __post_init__(self) -> None:
+        """Checks types and ranges.
+
+        Raises:
+            DataSetError: If a share is not a number in [0, 1], or the seed not an integer.
+        """
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise DataSetError(f"splits.seed: found {shown(self.seed)}; allowed: an integer")
+        for name in ("seen_queries", "seen_documents", "dev"):
+            share = getattr(self, name)
+            if not _is_number(share) or not 0 <= share <= 1:
+                raise DataSetError(f"splits.{name}: found {shown(share)}; allowed: a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Schema:
+    """What ``dataset.yaml`` says.
+
+    Attributes:
+        name: The data set's name, for reports.
+        queries: Field (a column of queries.parquet) -> type, in the order given.
+        documents: Field (a column of documents.parquet) -> type, in the order given.
+        score_min: Smallest score allowed in qrels.parquet.
+        score_max: Largest score allowed.
+        splits: How splits are made.
+    """
+
+    name: str
+    queries: dict[str, FieldType]
+    documents: dict[str, FieldType]
+    score_min: float
+    score_max: float
+    splits: SplitOptions = field(default_factory=SplitOptions)
+
+    def __post_init__(self) -> None:
+        """Checks every part.
+
+        Raises:
+            DataSetError: Naming the part, what was found and what is allowed.
+        """
+        if not isinstance(self.name, str) or not self.name.strip():
+            raise DataSetError(f"name: found {shown(self.name)}; allowed: a text that is not empty")
+        _check_fields("queries", self.queries, QUERY_ID)
+        _check_fields("documents", self.documents, DOCUMENT_ID)
+        for bound in ("min", "max"):
+            value = getattr(self, f"score_{bound}")
+            if not _is_number(value) or not math.isfinite(value):
+                raise DataSetError(f"score.{bound}: found {shown(value)}; allowed: a finite number")
+        if self.score_min >= self.score_max:
+            raise DataSetError(f"score: found min {self.score_min} and max {self.score_max}; allowed: min < max")
+
+    @classmethod
+    def parse(cls, text: str) -> Schema:
+        """Reads the YAML text of a ``dataset.yaml``.
+
+        Raises:
+            DataSetError: If it is not YAML, has unknown or missing keys, or values that are not allowed.
+        """
+        try:
+            found = yaml.safe_load(text)
+        except (yaml.YAMLError, ValueError, RecursionError) as error:
+            raise DataSetError(f"not readable as YAML: {error}") from error
+        top = _mapping("the file", found, required=("name", "queries", "documents", "score"), optional=("splits",))
+        score = _mapping("score", top["score"], required=("min", "max"))
+        splits = _mapping("splits", top.get("splits", {}), optional=tuple(asdict(SplitOptions())))
+        return cls(
+            name=cast(str, top["name"]),
+            queries=cast(dict[str, FieldType], top["queries"]),
+            documents=cast(dict[str, FieldType], top["documents"]),
+            score_min=cast(float, score["min"]),
+            score_max=cast(float, score["max"]),
+            splits=SplitOptions(**cast(dict[str, Any], splits)),
+        )
+
+    @classmethod
+    def read(cls, folder: Path) -> Schema:
+        """Reads ``dataset.yaml`` in a data set's folder.
+
+        Raises:
+            DataSetError: If the file is missing, unreadable or wrong; the message names it.
+        """
+        path = folder / SCHEMA_FILE
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise DataSetError(f"{path}: cannot be read: {error.strerror}") from error
+        if len(data) > _LARGEST_FILE:
+            raise DataSetError(f"{path}: found {len(data):,} bytes; allowed: up to {_LARGEST_FILE:,}")
+        try:
+            return cls.parse(data.decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise DataSetError(f"{path}: byte {error.start} is not UTF-8") from error
+        except DataSetError as error:
+            raise DataSetError(f"{path}: {error}") from error
+
+    def to_yaml(self) -> str:
+        """The text of a ``dataset.yaml`` that reads back as this schema."""
+        content: dict[str, object] = {
+            "name": self.name,
+            "queries": self.queries,
+            "documents": self.documents,
+            "score": {"min": self.score_min, "max": self.score_max},
+        }
+        if self.splits != SplitOptions():
+            content["splits"] = asdict(self.splits)
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _mapping(
+    where: str, found: object, *, required: Iterable[str] = (), optional: Iterable[str] = ()
+) -> Mapping[str, object]:
+    """A YAML mapping with exactly these keys, or an error that lists the valid ones."""
+    if not isinstance(found, dict):
+        raise DataSetError(f"{where}: found {shown(found)}; allowed: a mapping")
+    valid = [*required, *optional]
+    if unknown := [key for key in found if key not in valid]:
+        raise DataSetError(f"{where}: unknown key {shown(unknown[0])}; allowed: {', '.join(valid)}")
+    if missing := [key for key in required if key not in found]:
+        raise DataSetError(f"{where}: the key '{missing[0]}' is missing; required: {', '.join(required)}")
+    return found
+
+
+def _check_fields(side: str, fields: object, id_column: str) -> None:
+    """Raises unless `fields` maps column names to field types and has at least one."""
+    if not isinstance(fields, dict) or not fields:
+        raise DataSetError(f"{side}: found {shown(fields)}; allowed: a mapping of columns to text or image")
+    for name, kind in fields.items():
+        if not isinstance(name, str) or not name.strip():
+            raise DataSetError(f"{side}: found the field {shown(name)}; allowed: a column's name (quote it)")
+        if name in (id_column, SPLIT):
+            raise DataSetError(f"{side}: the column '{name}' cannot be a model field; allowed: any other column")
+        if kind not in FIELD_TYPES:
+            raise DataSetError(f"{side}.{name}: found {shown(kind)}; allowed: {', '.join(FIELD_TYPES)}")

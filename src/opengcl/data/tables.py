@@ -1,0 +1,212 @@
+"""The Parquet files of a data set: opened, types checked, and read a batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pyarrow.types as pt
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from opengcl.data.problems import DataSetError, shown
+from opengcl.data.schema import FieldType
+
+PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
+"""Hugging Face's `Image` column, with 64-bit offsets."""
+
+_BATCH_BYTES = 64 << 20
+_BATCH_ROWS = (16, 65_536)
+_PROGRESS_DELAY = 1.0
+
+
+@dataclass(frozen=True)
+class Table:
+    """One Parquet file, checked to have the columns it needs."""
+
+    file: pq.ParquetFile
+    name: str
+
+    @classmethod
+    @contextmanager
+    def open(cls, path: Path) -> Iterator[Table]:
+        """Opens a file for the length of a ``with`` block.
+
+        Raises:
+            DataSetError: If it is missing, not Parquet, has no rows, or two columns of one name.
+        """
+        if not path.is_file():
+            raise DataSetError(f"{path}: no such file; required: dataset.yaml and three Parquet tables")
+        try:
+            file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
+        except (pa.ArrowException, OSError) as error:
+            raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
+        with file:
+            names = file.schema_arrow.names
+            if file.metadata.num_rows == 0:
+                raise DataSetError(f"{path}: found no rows; allowed: 1 or more")
+            if twice := next((name for name in names if names.count(name) > 1), None):
+                raise DataSetError(f"{path}, column '{twice}': found more than once; allowed: once")
+            yield cls(file, path.name)
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return int(self.file.metadata.num_rows)
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of all columns, in file order."""
+        return list(self.file.schema_arrow.names)
+
+    def type_of(self, column: str) -> pa.DataType:
+        """A column's type, a dictionary's value type for a dictionary.
+
+        Raises:
+            DataSetError: If there is no such column.
+        """
+        if column not in self.columns:
+            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
+        found = self.file.schema_arrow.field(column).type
+        return found.value_type if pt.is_dictionary(found) else found
+
+    def require_text(self, column: str) -> None:
+        """Raises `DataSetError` unless the column exists and holds strings."""
+        found = self.type_of(column)
+        if not _is_text(found):
+            raise DataSetError(f"{self.name}, column '{column}': found type {found}; allowed: string")
+
+    def require_number(self, column: str) -> None:
+        """Raises `DataSetError` unless the column exists and holds integers or floats."""
+        found = self.type_of(column)
+        if not (pt.is_integer(found) or pt.is_floating(found)):
+            raise DataSetError(f"{self.name}, column '{column}': found type {found}; allowed: integer or float")
+
+    def require_field(self, column: str, kind: FieldType) -> None:
+        """Raises `DataSetError` unless the column can be a model field of this kind."""
+        found = self.type_of(column)
+        if kind == "text" and not (_is_text(found) or pt.is_null(found)):
+            raise DataSetError(f"{self.name}, column '{column}': found type {found}; allowed for a text field: string")
+        if kind == "image" and _picture_type(found) is None:
+            raise DataSetError(
+                f"{self.name}, column '{column}': found type {found}; allowed for an image field: binary (the "
+                "file's bytes), string (a path relative to the folder), or struct<bytes: binary, path: string>"
+            )
+
+    def batches(self, columns: list[str] | None = None, *, task: str, progress: bool) -> Iterator[pa.RecordBatch]:
+        """Reads the file in order, in batches of about 64 MB, with a progress bar on stderr if it takes long.
+
+        Args:
+            columns: Which columns; None for all.
+            task: What the progress bar says.
+            progress: Whether there is one.
+
+        Raises:
+            DataSetError: If the file turns out to be broken.
+        """
+        with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
+            batches = self.file.iter_batches(self._batch_rows(columns), columns=columns)
+            while batch := self._next(batches):
+                yield batch
+                bar.update(len(batch))
+
+    def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+        try:
+            return next(batches, None)
+        except (pa.ArrowException, OSError) as error:
+            raise DataSetError(f"{self.name}: not readable as Parquet: {error}") from error
+
+    def _batch_rows(self, columns: list[str] | None) -> int:
+        """Rows of about `_BATCH_BYTES`, by the sizes in the file's footer."""
+        metadata = self.file.metadata
+        size = 1
+        for group in map(metadata.row_group, range(metadata.num_row_groups)):
+            for chunk in map(group.column, range(group.num_columns)):
+                if columns is None or chunk.path_in_schema.split(".")[0] in columns:
+                    size += chunk.total_uncompressed_size
+        low, high = _BATCH_ROWS
+        return max(low, min(high, _BATCH_BYTES * self.rows // size))
+
+
+def plain(array: pa.Array) -> pa.Array:
+    """A column as the cache keeps it: dictionaries resolved, as they differ from batch to batch."""
+    return array.dictionary_decode() if pt.is_dictionary(array.type) else array
+
+
+def text(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array:
+    """A text column as ``large_string``, checked to be UTF-8, which Parquet files need not be.
+
+    Raises:
+        DataSetError: Naming the first row that is not UTF-8.
+    """
+    array = plain(array)
+    try:
+        array.validate(full=True)
+        return array.cast(pa.large_string())
+    except pa.ArrowInvalid as error:
+        for row, value in enumerate(array.cast(pa.large_binary(), safe=False)):
+            try:
+                str(value.as_py() or b"", "utf-8")
+            except UnicodeDecodeError:
+                raise DataSetError(
+                    f"{file}, row {first_row + row}, column '{column}': found {shown(value.as_py())}; "
+                    "allowed: UTF-8 text"
+                ) from error
+        raise DataSetError(f"{file}, column '{column}', from row {first_row}: {error}") from error
+
+
+def pictures(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array:
+    """An image column as ``large_binary``, ``large_string`` or `PICTURE`."""
+    array = plain(array)
+    target = _picture_type(array.type)
+    if target == pa.large_string():
+        return text(array, file=file, column=column, first_row=first_row)
+    if target == pa.large_binary():
+        return array.cast(target)
+    parts = []
+    for part in PICTURE:
+        if array.type.get_field_index(part.name) < 0:
+            parts.append(pa.nulls(len(array), part.type))
+        elif part.name == "path":
+            parts.append(text(pc.struct_field(array, "path"), file=file, column=column, first_row=first_row))
+        else:
+            parts.append(plain(pc.struct_field(array, "bytes")).cast(part.type))
+    return pa.StructArray.from_arrays(parts, fields=list(PICTURE))
+
+
+def present(array: pa.Array) -> pa.BooleanArray:
+    """Which values of a column made by `text` or `pictures` are there: not null, empty or blank."""
+    if pt.is_struct(array.type):
+        return pc.or_(present(array.field("bytes")), present(array.field("path")))
+    if pt.is_large_string(array.type):
+        array = pc.utf8_trim_whitespace(array)
+    return pc.fill_null(pc.greater(pc.binary_length(array), 0), False)
+
+
+def _is_text(found: pa.DataType) -> bool:
+    return bool(pt.is_string(found) or pt.is_large_string(found) or pt.is_string_view(found))
+
+
+def _is_bytes(found: pa.DataType) -> bool:
+    return bool(pt.is_binary(found) or pt.is_large_binary(found) or pt.is_binary_view(found))
+
+
+def _picture_type(found: pa.DataType) -> pa.DataType | None:
+    """The type that `pictures` gives, or None for a type that cannot hold pictures."""
+    if _is_text(found):
+        return pa.large_string()
+    if _is_bytes(found) or pt.is_null(found):
+        return pa.large_binary()
+    if not pt.is_struct(found):
+        return None
+    parts = {part.name: part.type for part in found}
+    fits = {
+        "bytes": lambda kind: _is_bytes(kind) or pt.is_null(kind),
+        "path": lambda kind: _is_text(kind) or pt.is_null(kind),
+    }
+    ok = bool(parts) and all(name in fits and fits[name](kind) for name, kind in parts.items())
+    return PICTURE if ok else None

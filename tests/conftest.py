@@ -1,0 +1,34 @@
+"""Settings that every test runs under, and the real data set where it is there."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import pytest
+
+# Before torch or transformers are imported by any test module.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_name, "1")
+for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    os.environ[_name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+_FASHION = Path(__file__).resolve().parents[1] / ".." / "shared" / "fashion"
+_cache = tempfile.TemporaryDirectory(prefix="opengcl-tests-")
+os.environ["OPENGCL_CACHE"] = _cache.name
+
+
+@pytest.fixture(scope="session")
+def fashion() -> Path:
+    """Folder of the fashion-small data set; tests that need it are skipped where it is not."""
+    if not (_FASHION / "dataset.yaml").is_file():
+        pytest.skip("the data set ../shared/fashion (beside the repository) is not here")
+    return _FASHION.resolve()
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    """A cache folder of this test's own."""
+    return tmp_path / "cache"
