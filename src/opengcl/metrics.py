@@ -11,8 +11,8 @@ Relevance is in the data set's own units (for instance 1 to 100), finite and at 
 judgment, so a system cannot raise its mean by leaving queries out.
 
 Ties: these functions see ranks, not scores, so whoever sorts decides about equal scores. In this package the
-earlier document row goes first (for files: the smaller document id as a string); ``opengcl.rankings`` has the
-rule and its alternatives.
+earlier document row goes first (for files: the smaller document id as a string); ``opengcl.ranking_blocks`` has
+the rule and its alternatives.
 """
 
 import math

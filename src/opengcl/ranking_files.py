@@ -1,0 +1,482 @@
+"""Ranking files in and out: judgments (qrels) and results (runs).
+
+Formats, chosen by the file's suffix:
+
+* ``.parquet``: columns ``query_id``, ``doc_id`` and ``score``; in qrels a column ``relevance`` goes before ``score``.
+* ``.tsv``: the same columns, named by a header line. BEIR's ``query-id`` and ``corpus-id`` are understood too.
+* any other: TREC, without a header and separated by blanks. Qrels have the columns ``query_id 0 doc_id relevance``,
+  runs ``query_id Q0 doc_id rank score tag``. As in trec_eval the rank column is ignored: the score ranks.
+
+Relevance may be any float that is finite and at least 0, a score any finite float. Files are read block by block; what
+stays in memory is 16 bytes a row and each distinct id once.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.csv as csv
+import pyarrow.parquet as pq
+from jaxtyping import Float, Int
+
+Kind = Literal["qrels", "run"]
+
+_TEXT_BLOCK = 8 << 20  # bytes of a text file parsed at once
+_PARQUET_ROWS = 1 << 18
+_WRITE_ROWS = 1 << 16
+
+_TREC_COLUMNS: dict[Kind, tuple[str, ...]] = {
+    "qrels": ("query_id", "iteration", "doc_id", "relevance"),
+    "run": ("query_id", "Q0", "doc_id", "rank", "score", "tag"),
+}
+_VALUE_NAMES: dict[Kind, tuple[str, ...]] = {"qrels": ("relevance", "score"), "run": ("score",)}
+_QUERY_NAMES = ("query_id", "query-id")
+_DOCUMENT_NAMES = ("doc_id", "corpus-id")
+
+
+class RankingFileError(ValueError):
+    """A ranking file that cannot be used: says which file, which line or row, which column and why."""
+
+
+@dataclass(frozen=True)
+class ScoredPairs:
+    """(query, document, value) rows grouped by query, within a query in the order they came.
+
+    Attributes:
+        source: where the rows came from, for messages.
+        query_ids: the distinct query ids in the order of first appearance.
+        doc_ids: the distinct document ids.
+        document: for each row a position in ``doc_ids``.
+        value: for each row the relevance or the score.
+        offsets: the rows of query i are ``offsets[i]`` to ``offsets[i + 1]``.
+    """
+
+    source: str
+    query_ids: pa.StringArray
+    doc_ids: pa.StringArray
+    document: Int[np.ndarray, "rows"]
+    value: Float[np.ndarray, "rows"]
+    offsets: Int[np.ndarray, "queries_plus_1"]
+
+    def lengths(self) -> Int[np.ndarray, "queries"]:
+        """How many rows each query has."""
+        return np.diff(self.offsets)
+
+    def query_of_row(self) -> Int[np.ndarray, "rows"]:
+        """For each row the position of its query in ``query_ids``."""
+        return np.repeat(np.arange(len(self.query_ids), dtype=np.int32), self.lengths())
+
+    def with_values(self, value: Float[np.ndarray, "rows"]) -> "ScoredPairs":
+        """The same pairs with other values."""
+        if len(value) != len(self.value):
+            raise ValueError(f"{len(value)} values for {len(self.value)} rows")
+        return replace(self, value=np.asarray(value, dtype=np.float64))
+
+    def select(self, queries: Int[np.ndarray, "selected"]) -> "ScoredPairs":
+        """Only the queries at these positions of ``query_ids``, in the given order."""
+        lengths = self.lengths()[queries]
+        rows = ranges(self.offsets[:-1][queries], lengths)
+        return replace(
+            self,
+            query_ids=self.query_ids.take(pa.array(queries)),
+            document=self.document[rows],
+            value=self.value[rows],
+            offsets=_offsets(lengths),
+        )
+
+    def document_rank(self) -> Int[np.ndarray, "documents"]:
+        """For each document id its place in ascending order of the ids' UTF-8 bytes."""
+        rank = np.empty(len(self.doc_ids), dtype=np.int64)
+        rank[pc.sort_indices(self.doc_ids).to_numpy()] = np.arange(len(rank))
+        return rank
+
+
+def read_qrels(path: str | Path) -> ScoredPairs:
+    """Reads judgments.
+
+    Args:
+        path: a .parquet, .tsv or TREC file (see the module).
+
+    Returns:
+        The judged pairs.
+
+    Raises:
+        RankingFileError: for a missing column, a malformed line, a negative or non-finite relevance, a pair that is
+            judged twice, or no rows at all.
+    """
+    pairs = _read(Path(path), "qrels")
+    if not len(pairs.value):
+        raise RankingFileError(f"{path}: no judgments in the file")
+    return pairs
+
+
+def read_run(path: str | Path) -> ScoredPairs:
+    """Reads results. A run without rows is allowed: every query of it scores 0.
+
+    Args:
+        path: a .parquet, .tsv or TREC file (see the module).
+
+    Returns:
+        The retrieved pairs, within a query in the order of the file.
+
+    Raises:
+        RankingFileError: for a missing column, a malformed line, a non-finite score or a pair that is there twice.
+    """
+    return _read(Path(path), "run")
+
+
+def pairs_from_rows(
+    query_ids: Sequence[str], doc_ids: Sequence[str], values: Sequence[float], *, source: str = "rows"
+) -> ScoredPairs:
+    """Scored pairs from three columns in memory.
+
+    Args:
+        query_ids: the query of each row.
+        doc_ids: the document of each row.
+        values: the relevance or score of each row.
+        source: a name for messages.
+
+    Returns:
+        The rows grouped by query.
+
+    Raises:
+        RankingFileError: for a pair that is there twice or columns of different lengths.
+    """
+    if not len(query_ids) == len(doc_ids) == len(values):
+        raise RankingFileError(
+            f"{source}: {len(query_ids)} query ids, {len(doc_ids)} document ids and {len(values)} values; "
+            "the three must be equally many"
+        )
+    batch = (pa.array(query_ids, pa.string()), pa.array(doc_ids, pa.string()), np.asarray(values, dtype=np.float64))
+    return _collect([batch], source)
+
+
+def write_qrels(path: str | Path, qrels: ScoredPairs) -> None:
+    """Writes judgments in the format of the suffix.
+
+    Args:
+        path: the file to write.
+        qrels: the judgments.
+
+    Raises:
+        RankingFileError: for an id that the format cannot hold.
+    """
+    _write(Path(path), qrels, "qrels", "")
+
+
+def write_run(path: str | Path, run: ScoredPairs, *, tag: str = "opengcl") -> None:
+    """Writes results in the format of the suffix, best first (ties by ascending document id).
+
+    Args:
+        path: the file to write.
+        run: the results.
+        tag: the last column of a TREC run.
+
+    Raises:
+        RankingFileError: for an id that the format cannot hold.
+    """
+    order = ranking_order(run.query_of_row(), run.value, run.document_rank()[run.document])
+    _write(Path(path), replace(run, document=run.document[order], value=run.value[order]), "run", tag)
+
+
+def ranking_order(
+    query: Int[np.ndarray, "rows"], score: Float[np.ndarray, "rows"], tie_key: Int[np.ndarray, "rows"]
+) -> Int[np.ndarray, "rows"]:
+    """Positions of the rows by query, then descending score, then ascending tie key.
+
+    Args:
+        query: the query of each row.
+        score: its score.
+        tie_key: its place among rows of the same query and score.
+
+    Returns:
+        A permutation of the rows.
+    """
+    # Runs mostly come sorted, and seeing that costs a tenth of sorting.
+    same = query[1:] == query[:-1]
+    falls = (score[1:] < score[:-1]) | ((score[1:] == score[:-1]) & (tie_key[1:] > tie_key[:-1]))
+    if ((query[1:] > query[:-1]) | (same & falls)).all():
+        return np.arange(len(query))
+    return np.lexsort((tie_key, -score, query))
+
+
+def ranges(starts: Int[np.ndarray, "ranges"], lengths: Int[np.ndarray, "ranges"]) -> Int[np.ndarray, "total"]:
+    """The whole numbers start, start + 1, ... of each range, one range after the other."""
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1] if len(ends) else 0) + np.repeat(starts - (ends - lengths), lengths)
+
+
+_Batch = tuple[pa.StringArray, pa.StringArray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class _TextLayout:
+    """How a text file's lines read: column names in order, the three that matter, the separator (None: blanks)."""
+
+    path: Path
+    kind: Kind
+    columns: tuple[str, ...]
+    query: str
+    document: str
+    value: str
+    separator: bytes | None
+
+
+def _read(path: Path, kind: Kind) -> ScoredPairs:
+    if not path.is_file():
+        raise RankingFileError(f"{path}: no such file")
+    if path.suffix == ".parquet":
+        batches = _parquet_batches(path, kind)
+    elif path.suffix == ".tsv":
+        batches = _text_batches(_tsv_layout(path, kind), skip=1)
+    else:
+        names = _TREC_COLUMNS[kind]
+        layout = _TextLayout(path, kind, names, "query_id", "doc_id", _VALUE_NAMES[kind][0], None)
+        batches = _text_batches(layout, skip=0)
+    return _collect(batches, str(path))
+
+
+def _column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
+    for name in wanted:
+        if name in found:
+            return name
+    raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted))}; found: {', '.join(found)}")
+
+
+def _bad_value(value: float, kind: Kind) -> str | None:
+    """What is wrong with a relevance or score."""
+    if not np.isfinite(value):
+        return f"{value} is not finite"
+    if kind == "qrels" and value < 0:
+        return f"{value} is negative; a relevance must be at least 0"
+    return None
+
+
+def _values_fine(values: np.ndarray, kind: Kind) -> bool:
+    return bool(np.isfinite(values).all() and (kind == "run" or (values >= 0).all()))
+
+
+def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:
+    try:
+        file = pq.ParquetFile(path)
+    except pa.ArrowInvalid as error:
+        raise RankingFileError(f"{path}: not a Parquet file ({error})") from error
+    with file:
+        found = file.schema_arrow.names
+        names = [_column(path, found, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])]
+        for name in names:
+            _check_type(path, name, file.schema_arrow.field(name).type, number=name == names[2])
+        first = 1
+        for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
+            yield _parquet_rows(path, kind, names, batch, first)
+            first += len(batch)
+
+
+def _parquet_rows(path: Path, kind: Kind, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:
+    query, document, value = columns = [batch.column(name) for name in names]
+    for name, column in zip(names, columns, strict=True):
+        if column.null_count:
+            row = first + pc.index(column.is_null(), True).as_py()
+            raise RankingFileError(f"{path}: row {row}, column {name!r}: empty")
+    values = value.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    if not _values_fine(values, kind):
+        row, text = next((i, text) for i, v in enumerate(values, first) if (text := _bad_value(v, kind)))
+        raise RankingFileError(f"{path}: row {row}, column {names[2]!r}: {text}")
+    return query.cast(pa.string()), document.cast(pa.string()), values
+
+
+def _check_type(path: Path, name: str, found: pa.DataType, *, number: bool) -> None:
+    plain = found.value_type if pa.types.is_dictionary(found) else found
+    integer = pa.types.is_integer(plain)
+    text = pa.types.is_string(plain) or pa.types.is_large_string(plain)
+    if not (integer or (pa.types.is_floating(plain) if number else text)):
+        allowed = "numbers" if number else "strings or whole numbers"
+        raise RankingFileError(f"{path}: column {name!r} is {found}; it must hold {allowed}")
+
+
+def _tsv_layout(path: Path, kind: Kind) -> _TextLayout:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        columns = tuple(file.readline().rstrip("\r\n").split("\t"))
+    query, document, value = (
+        _column(path, columns, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
+    )
+    return _TextLayout(path, kind, columns, query, document, value, b"\t")
+
+
+def _text_batches(layout: _TextLayout, skip: int) -> Iterator[_Batch]:
+    """Parses whole lines, some megabytes at a time."""
+    line = 1 + skip
+    with layout.path.open("rb") as file:
+        for _ in range(skip):
+            file.readline()
+        while block := file.read(_TEXT_BLOCK):
+            block += file.readline()
+            if block.strip():
+                yield _parse_fast(layout, block) or _parse_slowly(layout, block, line)
+            line += block.count(b"\n")
+
+
+def _parse_fast(layout: _TextLayout, block: bytes) -> _Batch | None:
+    """The block's rows, or None when a line by line look is needed (perhaps only to say what is wrong)."""
+    types = {layout.query: pa.string(), layout.document: pa.string(), layout.value: pa.float64()}
+    try:
+        table = csv.read_csv(
+            pa.BufferReader(block if layout.separator else _single_blanks(block)),
+            csv.ReadOptions(column_names=list(layout.columns), use_threads=False),
+            csv.ParseOptions(delimiter="\t" if layout.separator else " ", quote_char=False),
+            csv.ConvertOptions(
+                column_types=types, include_columns=list(types), null_values=[], strings_can_be_null=False
+            ),
+        )
+    except pa.ArrowInvalid:
+        return None
+    query, document, value = (table[name].combine_chunks() for name in types)
+    empty_id = any(pc.min(pc.binary_length(column)).as_py() == 0 for column in (query, document))
+    values = value.to_numpy(zero_copy_only=False)
+    return (query, document, values) if not empty_id and _values_fine(values, layout.kind) else None
+
+
+_BLANKS = re.compile(rb"[ \t\r\f\v]+")
+_LINE_END = re.compile(rb" ?\n ?")
+
+
+def _single_blanks(block: bytes) -> bytes:
+    """The block with one blank between columns and none at the ends of lines."""
+    if any(odd in block for odd in (b"\t", b"  ", b" \n", b"\n ", b"\r", b"\f", b"\v")) or block[:1] == b" ":
+        block = _LINE_END.sub(b"\n", _BLANKS.sub(b" ", block))
+    return block.strip(b" ")
+
+
+def _parse_slowly(layout: _TextLayout, block: bytes, first_line: int) -> _Batch:
+    """The block's rows line by line; the place where a file's mistake gets its line number."""
+    places = [layout.columns.index(name) for name in (layout.query, layout.document, layout.value)]
+    rows: list[tuple[str, str, float]] = []
+    for number, raw in enumerate(block.split(b"\n"), start=first_line):
+        if not raw.strip():
+            continue
+        where = f"{layout.path}: line {number}"
+        try:
+            parts = [part.decode("utf-8") for part in raw.rstrip(b"\r").split(layout.separator)]
+        except UnicodeDecodeError as error:
+            raise RankingFileError(f"{where}: not UTF-8 ({error.reason})") from error
+        if len(parts) != len(layout.columns):
+            wanted = f"{len(layout.columns)} ({' '.join(layout.columns)})"
+            text = raw[:80].decode(errors="replace")
+            raise RankingFileError(f"{where}: {len(parts)} columns, expected {wanted}: {text!r}")
+        rows.append(_parse_row(layout, where, *(parts[place] for place in places)))
+    queries, documents, values = zip(*rows, strict=True)
+    return pa.array(queries, pa.string()), pa.array(documents, pa.string()), np.array(values)
+
+
+def _parse_row(layout: _TextLayout, where: str, query: str, document: str, value: str) -> tuple[str, str, float]:
+    for name, text in ((layout.query, query), (layout.document, document)):
+        if not text:
+            raise RankingFileError(f"{where}, column {name!r}: empty")
+    try:
+        number = float(value)
+    except ValueError:
+        raise RankingFileError(f"{where}, column {layout.value!r}: {value!r} is not a number") from None
+    if problem := _bad_value(number, layout.kind):
+        raise RankingFileError(f"{where}, column {layout.value!r}: {problem}")
+    return query, document, number
+
+
+def _collect(batches: Iterable[_Batch], source: str) -> ScoredPairs:
+    """Rows from batches, ids replaced by codes, grouped by query."""
+    queries, documents, values = [], [], [np.empty(0)]
+    for query, document, value in batches:
+        queries.append(query.dictionary_encode())
+        documents.append(document.dictionary_encode())
+        values.append(value)
+    query_ids, query_codes = _unified(queries)
+    doc_ids, doc_codes = _unified(documents)
+    value = np.concatenate(values)
+    _check_unique(query_ids, query_codes, doc_ids, doc_codes, source)
+    if (np.diff(query_codes) < 0).any():
+        order = np.argsort(query_codes, kind="stable")
+        doc_codes, value = doc_codes[order], value[order]
+    offsets = _offsets(np.bincount(query_codes, minlength=len(query_ids)))
+    return ScoredPairs(source, query_ids, doc_ids, doc_codes, value, offsets)
+
+
+def _unified(chunks: list[Any]) -> tuple[pa.StringArray, np.ndarray]:
+    """One dictionary over all chunks, and the codes."""
+    if not chunks:
+        return pa.array([], pa.string()), np.empty(0, dtype=np.int32)
+    unified = pa.chunked_array(chunks).unify_dictionaries()
+    codes = np.concatenate([chunk.indices.to_numpy() for chunk in unified.chunks])
+    return unified.chunk(unified.num_chunks - 1).dictionary, codes
+
+
+def _check_unique(query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.ndarray, source: str) -> None:
+    key = query.astype(np.int64) * max(1, len(doc_ids)) + document
+    ordered = np.sort(key)
+    twice = np.flatnonzero(ordered[1:] == ordered[:-1])
+    if len(twice):
+        first, second = np.flatnonzero(key == ordered[twice[0]])[:2]
+        raise RankingFileError(
+            f"{source}: query {query_ids[query[first]].as_py()!r} has document "
+            f"{doc_ids[document[first]].as_py()!r} twice: data rows {first + 1} and {second + 1}"
+        )
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+
+
+def _write(path: Path, pairs: ScoredPairs, kind: Kind, tag: str) -> None:
+    value_name = _VALUE_NAMES[kind][0]
+    if path.suffix == ".parquet":
+        columns = {
+            "query_id": pairs.query_ids.take(pa.array(pairs.query_of_row())),
+            "doc_id": pairs.doc_ids.take(pa.array(pairs.document)),
+            value_name: pa.array(pairs.value),
+        }
+        pq.write_table(pa.table(columns), path)
+        return
+    tsv = path.suffix == ".tsv"
+    _check_ids(path, pairs, "\t\r\n" if tsv else " \t\r\n\f\v")
+    line = _tsv_line if tsv else _trec_qrels_line if kind == "qrels" else _trec_run_line
+    with path.open("w", encoding="utf-8", newline="\n") as file:
+        if tsv:
+            file.write(f"query_id\tdoc_id\t{value_name}\n")
+        for rows in _named_rows(pairs):
+            file.writelines(line(*row, tag) for row in rows)
+
+
+def _tsv_line(query: str, document: str, _rank: int, value: float, _tag: str) -> str:
+    return f"{query}\t{document}\t{value!r}\n"
+
+
+def _trec_qrels_line(query: str, document: str, _rank: int, value: float, _tag: str) -> str:
+    return f"{query} 0 {document} {value!r}\n"
+
+
+def _trec_run_line(query: str, document: str, rank: int, value: float, tag: str) -> str:
+    return f"{query} Q0 {document} {rank} {value!r} {tag}\n"
+
+
+def _named_rows(pairs: ScoredPairs) -> Iterator[Iterable[tuple[str, str, int, float]]]:
+    """Rows as (query id, document id, rank from 1, value), some at a time."""
+    codes = pairs.query_of_row()
+    for start in range(0, len(codes), _WRITE_ROWS):
+        rows = slice(start, min(start + _WRITE_ROWS, len(codes)))
+        query = pairs.query_ids.take(pa.array(codes[rows])).to_pylist()
+        document = pairs.doc_ids.take(pa.array(pairs.document[rows])).to_pylist()
+        rank = np.arange(rows.start, rows.stop) - pairs.offsets[codes[rows]] + 1
+        yield zip(query, document, rank.tolist(), pairs.value[rows].tolist(), strict=True)
+
+
+def _check_ids(path: Path, pairs: ScoredPairs, forbidden: str) -> None:
+    for ids in (pairs.query_ids, pairs.doc_ids):
+        bad = pc.match_substring_regex(ids, f"[{forbidden}]|^$")
+        if pc.any(bad).as_py():
+            name = ids[pc.index(bad, True).as_py()].as_py()
+            raise RankingFileError(
+                f"{path}: the id {name!r} is empty or holds a blank that separates columns; write .parquet instead"
+            )
