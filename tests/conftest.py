@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 from pathlib import Path
 
@@ -16,8 +17,12 @@ for _name in ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 _FASHION = Path(__file__).resolve().parents[1] / ".." / "shared" / "fashion"
-_cache = tempfile.TemporaryDirectory(prefix="opengcl-tests-")
-os.environ["OPENGCL_CACHE"] = _cache.name
+_cache = tempfile.mkdtemp(prefix="opengcl-tests-")
+os.environ["OPENGCL_CACHE"] = _cache
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_cache, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

@@ -77,8 +77,7 @@ class Builder:
         """
         queries, documents = sides(self.schema)
         self._check_columns(queries, documents)
-        self._write_side(queries)
-        skipped = self._write_side(documents)
+        skipped = {side.id_column: self._write_side(side) for side in (queries, documents)}
         self._stop_if_strict()
         self._write_qrels(skipped)
         self._stop_if_strict()
@@ -132,10 +131,10 @@ class Builder:
         np.save(out / DEV, np.concatenate(writer.dev))
         return writer.skipped
 
-    def _write_qrels(self, skipped_documents: set[str]) -> None:
+    def _write_qrels(self, skipped: dict[str, set[str]]) -> None:
         queries, documents = (self.records(side) for side in sides(self.schema))
         with tables.Table.open(self.folder / "qrels.parquet") as table:
-            pairs = _PairCheck(self, table, queries, documents, skipped_documents).run()
+            pairs = _PairCheck(self, table, queries, documents, skipped).run()
         if len(pairs) == 0:
             raise DataSetError(f"qrels.parquet: no row is left\n{_all(self.log)}")
         pairs.save(self.into / "qrels")
@@ -329,7 +328,7 @@ class _PairCheck:
     table: tables.Table
     queries: Records
     documents: Records
-    skipped_documents: set[str]
+    skipped: dict[str, set[str]]
 
     def run(self) -> Qrels:
         query, document, score, row = self._read()
@@ -370,7 +369,7 @@ class _PairCheck:
         """Sorts ids that point nowhere by the reason."""
         null = [f"row {row} holds {one!r}" for row, one in lost if not one]
         self._report(column, "null or empty id", f"an id of {file}", len(null), null)
-        gone = self.skipped_documents if column == DOCUMENT_ID else set()
+        gone = self.skipped[column]
         with_row = [f"{place(row, one)}" for row, one in lost if one and one in gone]
         self._report(column, "id of a skipped row", f"an id of {file}", len(with_row), with_row)
         nowhere = [f"row {row} holds {shown(one)}" for row, one in lost if one and one not in gone]

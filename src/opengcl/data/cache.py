@@ -99,7 +99,8 @@ def _temporary(parent: Path) -> Iterator[Path]:
     lock, folder = Path(lock_name), Path(lock_name).with_suffix("")
     try:
         # Locked before the folder exists: an unlocked folder is an abandoned one.
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is ever taken for abandoned
+            fcntl.flock(handle, fcntl.LOCK_EX)
         folder.mkdir()
         yield folder
     finally:
