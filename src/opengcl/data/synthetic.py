@@ -23,10 +23,11 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from jaxtyping import Float
 
+from opengcl.data.dataset import write_dataset
+from opengcl.data.schema import Schema
 from opengcl.data.shop_pictures import COLOURS, MARKS, PATTERNS, draw_product
 
 NAME = "synthetic-shop"
@@ -129,7 +130,6 @@ def make_shop(
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
         fresh = Path(scratch) / "fresh"
-        fresh.mkdir()
         _write_tables(fresh, attributes, chosen, seed=seed, image_size=image_size)
         if out.exists():
             out.rename(Path(scratch) / "replaced")
@@ -245,19 +245,15 @@ def _position_scores(depth: int) -> Float[np.ndarray, " depth"]:
 def _write_tables(
     folder: Path, attributes: Mapping[str, np.ndarray], queries: list[_Query], *, seed: int, image_size: int
 ) -> None:
-    config = {
-        "name": NAME,
-        "queries": {"query": "text"},
-        "documents": {"title": "text", "image": "image"},
-        "score": {"min": int(SCORE_MIN), "max": int(SCORE_MAX)},
-    }
-    (folder / "dataset.yaml").write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
     query_ids = [f"q{row:05d}" for row in range(len(queries))]
     document_ids = [f"p{row:06d}" for row in range(len(attributes["brand"]))]
-    queries_table = pa.table({"query_id": query_ids, "query": [query.text for query in queries]})
-    pq.write_table(queries_table, folder / "queries.parquet")
-    pq.write_table(_documents(document_ids, attributes, seed, image_size), folder / "documents.parquet")
-    pq.write_table(_qrels(query_ids, document_ids, queries, attributes), folder / "qrels.parquet")
+    write_dataset(
+        folder,
+        Schema(NAME, {"query": "text"}, {"title": "text", "image": "image"}, SCORE_MIN, SCORE_MAX),
+        pa.table({"query_id": query_ids, "query": [query.text for query in queries]}),
+        _documents(document_ids, attributes, seed, image_size),
+        _qrels(query_ids, document_ids, queries, attributes),
+    )
 
 
 def _qrels(
