@@ -275,3 +275,12 @@ def test_strip_shows_each_list_in_order(world: World) -> None:
     assert colours == [(200, 120, 0), (200, 150, 0), (200, 0, 0)]
     with pytest.raises(ValueError, match="0 rows"):
         ranking_strip(world.dataset, "q01", {}, world.root / "s.png")
+
+
+def test_without_ndcg_the_first_metric_leads_and_the_ideal_has_no_number(world: World) -> None:
+    run = world.write_run("run", value=0.5)
+    table = pq.read_table(run / "per_query.parquet")
+    pq.write_table(table.drop_columns("ndcg@10"), run / "per_query.parquet")
+    html = write_report(run, world.dataset).read_text()
+    assert "<h2>ERR by query frequency</h2>" in html
+    assert re.search(r"Ideal order<b>\u2013</b>", html)

@@ -86,11 +86,11 @@ class Product:
 
 @dataclass(frozen=True)
 class RankedList:
-    """One row of products with the list's value of the primary metric."""
+    """One row of products with the list's value of the primary metric; None where it is not known."""
 
     name: str
     kind: str
-    value: float
+    value: float | None
     products: list[Product]
 
 
@@ -335,7 +335,8 @@ def _query_views(this: Run, other: Run | None, dataset: RankedDataset, metric: s
     if other is not None and base is not None:
         found.insert(0, ("Baseline", "base", base, read_lists(other.path, keys)))
     pairs = dict(zip(this.per_query.keys, map(int, this.per_query.pairs), strict=True))
-    return [_query_view(pick, pairs[pick.key], found, dataset) for pick in picks]
+    ideal_is_one = metric.startswith("ndcg")
+    return [_query_view(pick, pairs[pick.key], found, dataset, ideal_is_one=ideal_is_one) for pick in picks]
 
 
 def _query_view(
@@ -343,6 +344,8 @@ def _query_view(
     pairs: int,
     found: Sequence[tuple[str, str, Mapping[Key, float], Mapping[Key, list[str]]]],
     dataset: RankedDataset,
+    *,
+    ideal_is_one: bool,
 ) -> QueryView:
     split, query_id = pick.key
     query_row = dataset.queries.row(query_id)
@@ -352,7 +355,7 @@ def _query_view(
         rows = [dataset.documents.row(doc_id) for doc_id in ids[pick.key][:LIST_LENGTH]]
         lists.append(RankedList(name, kind, values[pick.key], _products(dataset, rows, judged)))
     best = ideal_rows(judged, dataset.splits.document_rows(split), k=LIST_LENGTH)
-    lists.append(RankedList("Ideal order", "ideal", 1.0, _products(dataset, best, judged)))
+    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, _products(dataset, best, judged)))
     text = _first(dataset, "queries", [query_row])[0] or query_id
     return QueryView(text, SPLIT_NAMES.get(split, (split, ""))[0], pairs, pick.reason, lists)
 

@@ -82,9 +82,9 @@ def _draw_score(
         share = (score - low) / (high - low)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
         colour = (red, green, blue)
-    draw.rounded_rectangle((middle - 28, height - 13, middle + 28, height + 13), 8, fill=colour)
+    draw.rounded_rectangle((middle - 38, height - 13, middle + 38, height + 13), 8, fill=colour)
     text = "not judged" if score is None else f"{score:.3g}"
-    draw.text((middle, height), text, SOFT if score is None else INK, _font(10 if score is None else 17), anchor="mm")
+    draw.text((middle, height), text, SOFT if score is None else INK, _font(12 if score is None else 17), anchor="mm")
 
 
 def _tiles(dataset: RankedDataset, rows: Sequence[int]) -> list[Image.Image]:
