@@ -1,0 +1,160 @@
+"""Which judged pairs make a batch, and what the data set knows about the batch's queries and documents.
+
+A batch is a pure function of (seed, epoch, number), so a resumed run, and every rank, sees the same one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from opengcl.data import RankedDataset
+from opengcl.weights import Scaling, WeightFunction, scale_scores
+
+Pairs = Int[np.ndarray, " pairs"]
+
+
+class Batches(Protocol):
+    """An epoch's batches of judged pairs."""
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        ...
+
+    def pairs(self, epoch: int, number: int) -> Pairs:
+        """Positions in the qrels of batch ``number`` of ``epoch``."""
+        ...
+
+
+class ShuffledBatches:
+    """Every training pair once an epoch, in a new random order; the rest that fills no batch is left for the next."""
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int) -> None:
+        self._order = _EpochOrder(pairs, batch_size, seed)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def pairs(self, epoch: int, number: int) -> Pairs:
+        """Positions in the qrels of batch ``number`` of ``epoch``."""
+        return self._order.batch(epoch, number)
+
+
+class GroupedBatches:
+    """``docs_per_query`` judged documents of each query come together, as list objectives want.
+
+    Each epoch a query's pairs are shuffled and cut into groups, and the groups are shuffled; a query's last group may be
+    smaller, so a batch may begin or end inside a group.
+    """
+
+    def __init__(
+        self, pairs: Pairs, queries: Int[np.ndarray, " pairs"], batch_size: int, group: int, seed: int
+    ) -> None:
+        if not 1 <= group <= batch_size:
+            raise ValueError(f"docs_per_query is {group}; it must lie between 1 and the batch size, {batch_size}")
+        self._queries, self._group = queries, group
+        self._order = _EpochOrder(pairs, batch_size, seed, self._shuffle)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def pairs(self, epoch: int, number: int) -> Pairs:
+        """Positions in the qrels of batch ``number`` of ``epoch``."""
+        return self._order.batch(epoch, number)
+
+    def _shuffle(self, generator: np.random.Generator) -> Pairs:
+        order = np.lexsort((generator.random(len(self._queries)), self._queries))
+        query = self._queries[order]
+        starts = np.flatnonzero(np.r_[True, query[1:] != query[:-1]])
+        within = np.arange(len(query)) - np.repeat(starts, np.diff(np.r_[starts, len(query)]))
+        group = np.cumsum((within % self._group) == 0) - 1
+        return order[np.argsort(generator.permutation(group[-1] + 1)[group], kind="stable")]
+
+
+class _EpochOrder:
+    """Cuts an epoch's order into batches and keeps the last order it made."""
+
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int, shuffle: object = None) -> None:
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+        if len(pairs) == 0:
+            raise ValueError("there is no training pair: no seen query is judged for a seen document")
+        self._pairs, self._batch_size, self._seed = pairs, min(batch_size, len(pairs)), seed
+        self._shuffle = shuffle if callable(shuffle) else lambda generator: generator.permutation(len(pairs))
+        self._epoch, self._order = -1, pairs
+
+    def __len__(self) -> int:
+        return len(self._pairs) // self._batch_size
+
+    def batch(self, epoch: int, number: int) -> Pairs:
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of an epoch of {len(self)}")
+        if epoch != self._epoch:
+            self._order = self._pairs[self._shuffle(np.random.default_rng([self._seed, epoch]))]
+            self._epoch = epoch
+        return self._order[number * self._batch_size : (number + 1) * self._batch_size]
+
+
+@dataclass(frozen=True)
+class Relation:
+    """What is known about a batch: its distinct queries and documents, its pairs, and every judged pair among them."""
+
+    queries: Int[np.ndarray, " m"]  # rows of the data set's queries, ascending
+    documents: Int[np.ndarray, " n"]  # rows of the data set's documents, ascending
+    pair_query: Int[np.ndarray, " pairs"]  # index into ``queries``
+    pair_document: Int[np.ndarray, " pairs"]  # index into ``documents``
+    pair_weight: Float[np.ndarray, " pairs"]
+    judged_query: Int[np.ndarray, " judged"]  # index into ``queries``, ascending
+    judged_document: Int[np.ndarray, " judged"]
+    judged_weight: Float[np.ndarray, " judged"]
+
+
+class Relations:
+    """Looks up what the training half of the qrels says about a batch, and weighs it."""
+
+    def __init__(self, dataset: RankedDataset, weights: WeightFunction, scaling: Scaling) -> None:
+        self._qrels, self._seen = dataset.qrels, dataset.splits.document_seen
+        self._weights, self._scaling = weights, scaling
+        self._range = (dataset.schema.score_min, dataset.schema.score_max)
+        self._place = np.full(len(dataset.documents), -1, dtype=np.int32)
+
+    def of(self, pairs: Pairs) -> Relation:
+        """The relation of a batch of training pairs (positions in the qrels)."""
+        qrels = self._qrels
+        queries, pair_query = np.unique(qrels.query[pairs], return_inverse=True)
+        documents, pair_document = np.unique(qrels.document[pairs], return_inverse=True)
+        positions = _ranges(qrels.offsets[queries], qrels.offsets[queries + 1])
+        positions = positions[self._seen[qrels.document[positions]]]  # novel documents are not ours to know
+        owner = qrels.query[positions]
+        low, high = self._range
+        weight = self._weights(scale_scores(qrels.score[positions], owner, by=self._scaling, low=low, high=high))
+        weight = weight.astype(np.float32)
+        place = self._places(documents, qrels.document[positions])
+        inside = place >= 0
+        return Relation(
+            queries=queries,
+            documents=documents,
+            pair_query=pair_query,
+            pair_document=pair_document,
+            pair_weight=weight[np.searchsorted(positions, pairs)],
+            judged_query=np.searchsorted(queries, owner[inside]),
+            judged_document=place[inside].astype(np.int64),
+            judged_weight=weight[inside],
+        )
+
+    def _places(self, documents: Int[np.ndarray, " n"], asked: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
+        """Index of each asked document in ``documents``, or -1."""
+        self._place[documents] = np.arange(len(documents))
+        places = self._place[asked]
+        self._place[documents] = -1
+        return places
+
+
+def _ranges(starts: Int[np.ndarray, " m"], stops: Int[np.ndarray, " m"]) -> Int[np.ndarray, " total"]:
+    """``concatenate([arange(a, b) for a, b in zip(starts, stops)])`` without the loop."""
+    lengths = stops - starts
+    ends = np.cumsum(lengths)
+    return np.arange(ends[-1]) + np.repeat(starts - (ends - lengths), lengths)

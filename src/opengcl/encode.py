@@ -1,0 +1,93 @@
+"""The one path from records to vectors: evaluation and search both use it."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from tqdm.auto import tqdm
+
+from opengcl.data import Records
+from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
+from opengcl.inputs import Inputs, to_device
+from opengcl.model import BiEncoder, Side
+
+Rows = Int[np.ndarray, " rows"]
+
+
+def inputs_for(model: BiEncoder, records: Records, side: Side) -> Inputs:
+    """The inputs of a table for a model's fields of one side.
+
+    Raises:
+        ValueError: The table lacks a field of the model, or has it with another type.
+    """
+    for name, kind in model.mix.types(side).items():
+        if records.fields.get(name) != kind:
+            found = f"which is {records.fields[name]}" if name in records.fields else "which the data set lacks"
+            raise ValueError(f"the model reads the {side} field {name!r} as {kind}, {found}")
+    return Inputs(model.encoder, records, list(model.mix.weights(side)))
+
+
+def encode(
+    model: BiEncoder,
+    records: Records,
+    side: Side,
+    rows: Rows,
+    *,
+    inputs: Inputs | None = None,
+    batch_size: int = 1024,
+    progress: bool = False,
+) -> Float[np.ndarray, "rows d"]:
+    """Unit vectors of some rows of a table.
+
+    Under ``torchrun`` each rank encodes its share and every rank gets all vectors.
+
+    Args:
+        model: The encoder and its fields; its training mode is left as it was.
+        records: Queries or documents.
+        side: Whose fields to use.
+        rows: Which rows, in the order of the result.
+        inputs: Features made before (the training run's caches); made here when not given.
+        batch_size: Rows read and encoded at a time.
+        progress: Show a bar on the first rank.
+
+    Returns:
+        float32, one unit row each.
+
+    Raises:
+        ValueError: A row has none of the fields, or its vector is not finite; the message names it.
+    """
+    inputs = inputs or inputs_for(model, records, side)
+    own = rows[slice_of_rank(len(rows), rank(), world_size())]
+    vectors = [
+        _encode_batch(model, records, side, own[start : start + batch_size], inputs)
+        for start in tqdm(
+            range(0, len(own), batch_size),
+            desc=f"encoding {len(rows):,} {'queries' if side == 'query' else 'documents'}",
+            disable=not progress or rank() > 0,
+            leave=False,
+        )
+    ]
+    width = model.encoder.get_embedding_dimension() or 0
+    part = torch.cat(vectors) if vectors else torch.zeros(0, width, device=model.device)
+    return gather_rows(part, len(rows)).cpu().numpy()
+
+
+def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, inputs: Inputs) -> torch.Tensor:
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.inference_mode():
+            fields = model.encode_fields(to_device(inputs.of(rows), model.device), side)
+            without = ~fields.present.any(0)
+            if bool(without.any()):
+                name = records.ids(rows[without.cpu().numpy()])[0]
+                raise ValueError(f"{side} {name!r} has none of the fields {', '.join(model.mix.weights(side))}")
+            vectors = model.fuse(fields, side)
+    finally:
+        model.train(was_training)
+    bad = ~vectors.isfinite().all(1)
+    if bool(bad.any()):
+        name = records.ids(rows[bad.cpu().numpy()])[0]
+        raise ValueError(f"the model's vector of {side} {name!r} is not finite")
+    return vectors

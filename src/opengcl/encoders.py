@@ -1,0 +1,167 @@
+"""Where an encoder comes from: a name, two towers put together, or a small CLIP built from a config."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+
+import torch
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Dense, Router
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+from opengcl.data import RankedDataset
+from opengcl.model import ModelError, open_encoder
+
+TINY = "tiny"
+_TOKENIZER_TEXTS = 1_000_000
+
+
+def make_encoder(name: str, dataset: RankedDataset, *, seed: int, dim: int | None = None) -> SentenceTransformer:
+    """The encoder that ``--model`` names.
+
+    - ``tiny``: a small CLIP with random weights, its tokenizer trained on the data set's seen texts. No download.
+    - ``text=MODEL,image=MODEL``: two towers, each with a projection to ``dim`` (default 256).
+    - anything else: a sentence-transformers model, as a folder or a name on the hub.
+
+    Args:
+        name: As above.
+        dataset: Whose texts train the tokenizer of ``tiny``.
+        seed: Of the random weights.
+        dim: Width of the vectors, for ``tiny`` (default 128) and two towers.
+
+    Raises:
+        ModelError: The model cannot be opened.
+    """
+    if name == TINY:
+        return tiny_clip(training_texts(dataset), seed=seed, dim=dim or 128)
+    if "=" in name:
+        return two_towers(**_towers(name), seed=seed, dim=dim or 256)
+    if dim is not None:
+        raise ModelError(f"dim is for 'tiny' and two towers; {name!r} has its own width")
+    return open_encoder(name, device="cpu")
+
+
+def training_texts(dataset: RankedDataset) -> Iterator[str]:
+    """Texts of seen queries and documents, a million at most: what a tokenizer may learn from."""
+    left = _TOKENIZER_TEXTS
+    sides = (
+        (dataset.queries, dataset.splits.query_seen.nonzero()[0]),
+        (dataset.documents, dataset.splits.document_seen.nonzero()[0]),
+    )
+    for records, seen in sides:
+        for field in (name for name, kind in records.fields.items() if kind == "text"):
+            for start in range(0, min(len(seen), left), 1024):
+                yield from (text for text in records.texts(field, seen[start : start + 1024]) if text)
+            left = max(0, left - len(seen))
+
+
+def tiny_clip(
+    texts: Iterable[str],
+    *,
+    seed: int = 0,
+    dim: int = 128,
+    image_size: int = 64,
+    vocabulary: int = 8192,
+    text_layers: int = 1,
+    image_layers: int = 2,
+) -> SentenceTransformer:
+    """A CLIP of about a million parameters with random weights, for two cores and for tests.
+
+    Args:
+        texts: What its lower-casing WordPiece tokenizer is trained on.
+        seed: Of the weights.
+        dim: Width of both towers and of the vectors.
+        image_size: Pixels of a side; pictures are resized and centre-cropped to it. Patches are 16 pixels.
+        vocabulary: Size of the vocabulary at most.
+        text_layers: Transformer layers of the text tower.
+        image_layers: Transformer layers of the image tower.
+
+    Raises:
+        ModelError: There is no text to train the tokenizer on.
+    """
+    tokenizer = _train_tokenizer(texts, vocabulary)
+    tower = {"hidden_size": dim, "intermediate_size": 2 * dim, "num_attention_heads": max(1, dim // 64)}
+    config = CLIPConfig(
+        text_config={
+            **tower,
+            "num_hidden_layers": text_layers,
+            "vocab_size": len(tokenizer),
+            "max_position_embeddings": tokenizer.model_max_length,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+        },
+        vision_config={**tower, "num_hidden_layers": image_layers, "image_size": image_size, "patch_size": 16},
+        projection_dim=dim,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = CLIPModel(config)
+    images = CLIPImageProcessorPil(
+        size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
+    )
+    # sentence-transformers opens encoders from folders only.
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder)
+        CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
+        return SentenceTransformer(folder, device="cpu")
+
+
+def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+    special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
+    tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=list(special.values()), min_frequency=2, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    if tokenizer.get_vocab_size() <= len(special):
+        raise ModelError("the data set has no text to train the tokenizer of 'tiny' on")
+    end = (special["eos_token"], tokenizer.token_to_id(special["eos_token"]))
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
+
+
+def two_towers(text: str, image: str, *, dim: int, seed: int = 0) -> SentenceTransformer:
+    """A text encoder and an image encoder behind one router, each projected to ``dim`` by a new linear layer.
+
+    Args:
+        text: A sentence-transformers text model; its own pooling is kept.
+        image: A Hugging Face image model (ViT, DINOv2, ...), mean-pooled over its patches.
+        dim: Width of the common vectors.
+        seed: Of the two projections.
+
+    Raises:
+        ModelError: A tower cannot be opened, or reads the wrong thing.
+    """
+    text_tower, image_tower = _modules(text, "text"), _modules(image, "image")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for tower in (text_tower, image_tower):
+            tower.append(Dense(_width(tower), dim, bias=False, activation_function=torch.nn.Identity()))
+    router = Router(
+        {"text": text_tower, "image": image_tower}, route_mappings={(None, "text"): "text", (None, "image"): "image"}
+    )
+    return SentenceTransformer(modules=[router], device="cpu")
+
+
+def _modules(name: str, modality: str) -> list[torch.nn.Module]:
+    encoder = open_encoder(name, device="cpu")
+    if not encoder.supports(modality):
+        raise ModelError(f"the {modality} tower {name!r} reads {', '.join(map(str, encoder.modalities))}")
+    return [module for module in encoder if not type(module).__name__ == "Normalize"]
+
+
+def _width(modules: list[torch.nn.Module]) -> int:
+    widths = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]
+    return int(widths[-1])
+
+
+def _towers(name: str) -> dict[str, str]:
+    towers = dict(part.partition("=")[::2] for part in name.split(","))
+    if set(towers) != {"text", "image"}:
+        raise ModelError(f"two towers are written text=MODEL,image=MODEL; found {name!r}")
+    return towers

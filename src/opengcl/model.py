@@ -1,0 +1,230 @@
+"""A bi-encoder with fields around a sentence-transformers model: build, encode, save, load."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Bool, Float
+from sentence_transformers import SentenceTransformer
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from opengcl.data.schema import FieldType, Schema
+from opengcl.fields import choose_fields, fuse
+from opengcl.inputs import Features, FieldInput
+
+Side = Literal["query", "document"]
+SIDES: tuple[Side, ...] = get_args(Side)
+CARD = "opengcl.json"
+CARD_FORMAT = 1
+logger = logging.getLogger(__name__)
+
+
+class ModelError(ValueError):
+    """A model that cannot be opened or does not fit the data set."""
+
+
+@dataclass(frozen=True)
+class FieldEmbeddings:
+    """Unit vectors of every field of a batch, and which of them count."""
+
+    embeddings: Float[Tensor, "fields rows d"]  # zeros where the field is missing
+    present: Bool[Tensor, "fields rows"]
+
+
+@dataclass(frozen=True)
+class FieldMix:
+    """Which fields each side has, in order, with their types and weights; weights sum to 1."""
+
+    query: dict[str, float]
+    document: dict[str, float]
+    query_types: dict[str, FieldType]
+    document_types: dict[str, FieldType]
+
+    def weights(self, side: Side) -> dict[str, float]:
+        """Field -> weight of a side."""
+        return self.query if side == "query" else self.document
+
+    def types(self, side: Side) -> dict[str, FieldType]:
+        """Field -> type of a side."""
+        return self.query_types if side == "query" else self.document_types
+
+    @classmethod
+    def choose(
+        cls,
+        encoder: SentenceTransformer,
+        schema: Schema,
+        query: Mapping[str, float] | None = None,
+        document: Mapping[str, float] | None = None,
+    ) -> FieldMix:
+        """The asked fields, or all that the data set has and the encoder can read, with equal weights.
+
+        Raises:
+            ValueError: A field that the data set does not have.
+            ModelError: A field, or a whole side, that the encoder cannot read.
+        """
+        sides: dict[str, dict[str, float]] = {}
+        for side, asked, available in (("query", query, schema.queries), ("document", document, schema.documents)):
+            readable = {name: kind for name, kind in available.items() if encoder.supports(kind)}
+            if asked is None and readable != dict(available):
+                left_out = ", ".join(f"{name} ({kind})" for name, kind in available.items() if name not in readable)
+                logger.warning("the encoder does not read these %s fields, left out: %s", side, left_out)
+            if asked is None and not readable:
+                raise ModelError(
+                    f"the encoder reads {', '.join(map(str, encoder.modalities))}, and no {side} field is that"
+                )
+            sides[side] = choose_fields(asked, available if asked is not None else readable, side)
+            for name in sides[side]:
+                if not encoder.supports(available[name]):
+                    raise ModelError(
+                        f"{side} field {name!r} is {available[name]}, but the encoder reads only "
+                        f"{', '.join(map(str, encoder.modalities))}"
+                    )
+        return cls(
+            sides["query"],
+            sides["document"],
+            {name: schema.queries[name] for name in sides["query"]},
+            {name: schema.documents[name] for name in sides["document"]},
+        )
+
+
+class BiEncoder(nn.Module):
+    """One encoder for both sides; a row's vector is the normalised weighted mean of its fields' unit vectors.
+
+    Args:
+        encoder: A sentence-transformers model that gives ``sentence_embedding``.
+        mix: The fields of each side.
+        logit_scale: ``1 / temperature`` it was trained with; kept for the record, not used to encode.
+        provenance: What it was trained on and how; anything that JSON holds.
+    """
+
+    def __init__(
+        self,
+        encoder: SentenceTransformer,
+        mix: FieldMix,
+        *,
+        logit_scale: float | None = None,
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.mix = mix
+        self.logit_scale = logit_scale
+        self.provenance = dict(provenance or {})
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.encoder.parameters()).device
+
+    def encode_fields(
+        self, inputs: Mapping[str, FieldInput], side: Side, *, recompute: bool = False
+    ) -> FieldEmbeddings:
+        """Every field's unit vectors of a batch.
+
+        Args:
+            inputs: Features by field, from `opengcl.inputs.Inputs`.
+            side: Whose fields they are.
+            recompute: Keep no activations and make them again in the backward pass, a chunk at a time: the gradients of
+                the whole batch at the memory of one chunk, as GradCache (arXiv 2101.06983) does.
+
+        Returns:
+            float32 vectors in the order of the side's fields.
+        """
+        names = list(self.mix.weights(side))
+        vectors = [self._encode_field(inputs[name], recompute=recompute) for name in names]
+        return FieldEmbeddings(torch.stack(vectors), torch.stack([inputs[name]["present"] for name in names]))
+
+    def fuse(self, fields: FieldEmbeddings, side: Side) -> Float[Tensor, "rows d"]:
+        """One unit vector a row from its fields."""
+        weights = torch.tensor(list(self.mix.weights(side).values()), device=fields.embeddings.device)
+        return fuse(fields.embeddings, fields.present, weights)
+
+    def _encode_field(self, inputs: FieldInput, *, recompute: bool) -> Float[Tensor, "rows d"]:
+        rows = len(inputs["present"])
+        if not inputs["chunks"]:
+            width = self.encoder.get_embedding_dimension()
+            return torch.zeros(rows, width or 0, device=inputs["present"].device)
+        pieces = [
+            checkpoint(self._encode_chunk, chunk, use_reentrant=False) if recompute else self._encode_chunk(chunk)
+            for chunk in inputs["chunks"]
+        ]
+        encoded = torch.cat(pieces)
+        return encoded.new_zeros(rows, encoded.shape[1]).index_copy(0, inputs["order"], encoded)
+
+    def _encode_chunk(self, features: Features) -> Float[Tensor, "chunk d"]:
+        # A copy, since sentence-transformers writes its results into the dict it is given.
+        return F.normalize(self.encoder(dict(features))["sentence_embedding"].float(), dim=-1)
+
+    def save(self, path: Path) -> None:
+        """Write the encoder, which plain ``SentenceTransformer(path)`` opens, and its card beside it."""
+        path.mkdir(parents=True, exist_ok=True)
+        self.encoder.save(str(path), create_model_card=False, safe_serialization=True)
+        card = {
+            "format": CARD_FORMAT,
+            "query_fields": _described(self.mix, "query"),
+            "document_fields": _described(self.mix, "document"),
+            "logit_scale": self.logit_scale,
+            "provenance": self.provenance,
+        }
+        (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str | None = None) -> BiEncoder:
+        """Open a trained model: its folder, or the run folder that holds it.
+
+        Raises:
+            ModelError: No such folder, no card in it, or a card that cannot be read.
+        """
+        folder = model_folder(path)
+        if folder is None:
+            raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+        mix, logit_scale, provenance = _read_card(folder / CARD)
+        return cls(open_encoder(str(folder), device=device), mix, logit_scale=logit_scale, provenance=provenance)
+
+
+def model_folder(path: str | Path) -> Path | None:
+    """The folder with the card: ``path`` or ``path/model``; None where neither has one."""
+    return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
+
+
+def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
+    """A sentence-transformers model from a folder or the hub, safetensors only, no code of its own run.
+
+    Raises:
+        ModelError: It cannot be opened; the message says why.
+    """
+    try:
+        return SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        raise ModelError(f"model {name!r} cannot be opened: {error}") from error
+
+
+def _described(mix: FieldMix, side: Side) -> dict[str, dict[str, Any]]:
+    types = mix.types(side)
+    return {name: {"type": types[name], "weight": weight} for name, weight in mix.weights(side).items()}
+
+
+def _read_card(file: Path) -> tuple[FieldMix, float | None, dict[str, Any]]:
+    try:
+        card = json.loads(file.read_text(encoding="utf-8"))
+        if card["format"] != CARD_FORMAT:
+            raise ModelError(f"{file}: format {card['format']!r}; this version reads {CARD_FORMAT}")
+        sides = [card[f"{side}_fields"] for side in SIDES]
+        weights = [choose_fields({n: float(f["weight"]) for n, f in side.items()}, side, "model") for side in sides]
+        types = [{name: described["type"] for name, described in side.items()} for side in sides]
+        unknown = [kind for side in types for kind in side.values() if kind not in get_args(FieldType)]
+        if unknown:
+            raise ModelError(f"{file}: field type {unknown[0]!r}; allowed: {', '.join(get_args(FieldType))}")
+        return FieldMix(weights[0], weights[1], types[0], types[1]), card["logit_scale"], dict(card["provenance"])
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, ModelError):
+            raise
+        raise ModelError(f"{file}: not a model card of this project ({type(error).__name__}: {error})") from error

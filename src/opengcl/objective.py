@@ -1,0 +1,187 @@
+"""Everything that learns, in one module: encoder, fields, temperature and loss, so that all of it is checkpointed."""
+
+from __future__ import annotations
+
+import math
+from typing import TypedDict
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from opengcl.batches import Relation
+from opengcl.distributed import gather_rows
+from opengcl.fields import COMBINES, Combine
+from opengcl.inputs import FieldInput
+from opengcl.loss import Direction, Target, gcl_loss
+from opengcl.model import BiEncoder, FieldEmbeddings
+
+MAX_LOGIT_SCALE = 100.0  # as CLIP clamps it (Radford et al. 2021, section 2.5)
+
+
+class Batch(TypedDict):
+    """What the collator hands to the module; every rank gets the whole relation and its own share of the inputs."""
+
+    queries: dict[str, FieldInput]
+    documents: dict[str, FieldInput]
+    relation: dict[str, Tensor]
+
+
+class RankingObjective(nn.Module):
+    """The weighted contrastive loss of a batch of judged pairs.
+
+    Args:
+        model: The bi-encoder to train.
+        target: Form of the loss, see `opengcl.gcl_loss`.
+        direction: ``both``, ``query`` or ``document``.
+        combine: ``mean``: one loss on the fused vectors. ``pairwise``: the mean of one loss per (query field, document
+            field) pair, weighted by the product of the field weights; pairs of rows that lack a field leave its loss.
+            ``both``: half of each.
+        temperature: Where it starts; ``exp(-log_logit_scale)``.
+        learn_temperature: Whether it is trained; it is clamped so that ``1 / temperature`` stays in [1, 100].
+        recompute: See `BiEncoder.encode_fields`.
+    """
+
+    def __init__(
+        self,
+        model: BiEncoder,
+        *,
+        target: Target,
+        direction: Direction = "both",
+        combine: Combine = "mean",
+        temperature: float = 0.07,
+        learn_temperature: bool = True,
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if combine not in COMBINES:
+            raise ValueError(f"combine {combine!r} is unknown; use one of {', '.join(COMBINES)}")
+        if not 1 / MAX_LOGIT_SCALE <= temperature <= 1:
+            raise ValueError(f"temperature is {temperature}; it must lie in [{1 / MAX_LOGIT_SCALE}, 1]")
+        self.model = model
+        self.target, self.direction, self.combine, self.recompute = target, direction, combine, recompute
+        self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
+
+    @property
+    def logit_scale(self) -> float:
+        """``1 / temperature``."""
+        return math.exp(self.log_logit_scale.item())
+
+    def forward(
+        self, queries: dict[str, FieldInput], documents: dict[str, FieldInput], relation: dict[str, Tensor]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """``{"loss": loss}`` of the whole batch, over all ranks."""
+        with torch.no_grad():
+            self.log_logit_scale.clamp_(0.0, math.log(MAX_LOGIT_SCALE))
+        query_fields = self.model.encode_fields(queries, "query", recompute=self.recompute)
+        document_fields = self.model.encode_fields(documents, "document", recompute=self.recompute)
+        known = _known(relation)
+        losses = []
+        if self.combine != "pairwise":
+            losses.append(self._fused_loss(query_fields, document_fields, known))
+        if self.combine != "mean":
+            losses.append(self._pairwise_loss(query_fields, document_fields, known))
+        return {"loss": torch.stack(losses).mean()}
+
+    def _fused_loss(self, queries: FieldEmbeddings, documents: FieldEmbeddings, known: Known) -> Tensor:
+        query = gather_rows(self.model.fuse(queries, "query"), known.queries)
+        document = gather_rows(self.model.fuse(documents, "document"), known.documents)
+        return self._loss(query, document, known)
+
+    def _pairwise_loss(self, queries: FieldEmbeddings, documents: FieldEmbeddings, known: Known) -> Tensor:
+        query_weights, document_weights = self.model.mix.query.values(), self.model.mix.document.values()
+        losses, shares = [], []
+        for query, query_present, query_weight in zip(*_gathered(queries, known.queries), query_weights, strict=True):
+            columns = zip(*_gathered(documents, known.documents), document_weights, strict=True)
+            for document, document_present, document_weight in columns:
+                left = known.restricted(query_present, document_present)
+                if left is not None:
+                    losses.append(self._loss(query[query_present], document[document_present], left))
+                    shares.append(query_weight * document_weight)
+        if not losses:
+            raise ValueError("combine='pairwise': no judged pair of the batch has both a query and a document field")
+        mix = torch.tensor(shares, device=losses[0].device)
+        return (torch.stack(losses) * mix).sum() / mix.sum()
+
+    def _loss(self, queries: Tensor, documents: Tensor, known: Known) -> Tensor:
+        scale = self.log_logit_scale.exp()
+        if self.target in ("diagonal", "masked"):
+            queries, documents = queries[known.pair_query], documents[known.pair_document]
+            weights = known.pair_weight if self.target == "diagonal" else known.pairs_among_pairs()
+        else:
+            weights = known.matrix()
+        return gcl_loss(queries, documents, weights, scale, target=self.target, direction=self.direction)
+
+
+class Known:
+    """A batch's relation as tensors; see `opengcl.batches.Relation` for the names."""
+
+    def __init__(self, queries: int, documents: int, relation: dict[str, Tensor]) -> None:
+        self.queries, self.documents = queries, documents
+        self.pair_query, self.pair_document = relation["pair_query"], relation["pair_document"]
+        self.pair_weight = relation["pair_weight"]
+        self.judged_query, self.judged_document = relation["judged_query"], relation["judged_document"]
+        self.judged_weight = relation["judged_weight"]
+
+    def matrix(self) -> Tensor:
+        """Sparse (queries, documents): the weight of every judged pair."""
+        index = torch.stack([self.judged_query, self.judged_document])
+        return _sparse(index, self.judged_weight, (self.queries, self.documents))
+
+    def pairs_among_pairs(self) -> Tensor:
+        """Sparse (pairs, pairs): entry (i, j) where the document of pair j is judged for the query of pair i."""
+        pairs = len(self.pair_query)
+        # (pair i, its query) x (query, judged document) x (document, pair j): rows of one sparse product.
+        ones = torch.ones_like(self.pair_weight)
+        number = torch.arange(pairs, device=ones.device)
+        of_query = _sparse(torch.stack([number, self.pair_query]), ones, (pairs, self.queries))
+        of_document = _sparse(torch.stack([self.pair_document, number]), ones, (self.documents, pairs))
+        judged = torch.stack([self.judged_query, self.judged_document])
+        known = _sparse(judged, torch.ones_like(self.judged_weight), (self.queries, self.documents))
+        index = torch.sparse.mm(torch.sparse.mm(of_query, known), of_document).coalesce().indices()
+        weight = torch.where(index[0] == index[1], self.pair_weight[index[0]], 0.0)
+        return _sparse(index, weight, (pairs, pairs))
+
+    def restricted(self, query_present: Tensor, document_present: Tensor) -> Known | None:
+        """The relation among the rows that have a field, renumbered; None where no weight is left."""
+        query_place, document_place = query_present.cumsum(0) - 1, document_present.cumsum(0) - 1
+        pair = query_present[self.pair_query] & document_present[self.pair_document]
+        judged = query_present[self.judged_query] & document_present[self.judged_document]
+        if not bool((self.pair_weight[pair] > 0).any()):
+            return None
+        return Known(
+            int(query_present.sum()),
+            int(document_present.sum()),
+            {
+                "pair_query": query_place[self.pair_query[pair]],
+                "pair_document": document_place[self.pair_document[pair]],
+                "pair_weight": self.pair_weight[pair],
+                "judged_query": query_place[self.judged_query[judged]],
+                "judged_document": document_place[self.judged_document[judged]],
+                "judged_weight": self.judged_weight[judged],
+            },
+        )
+
+
+def relation_tensors(relation: Relation) -> dict[str, Tensor]:
+    """The relation as the collator sends it."""
+    names = ("pair_query", "pair_document", "pair_weight", "judged_query", "judged_document", "judged_weight")
+    tensors = {name: torch.from_numpy(np.asarray(getattr(relation, name))) for name in names}
+    return {**tensors, "sizes": torch.tensor([len(relation.queries), len(relation.documents)])}
+
+
+def _known(relation: dict[str, Tensor]) -> Known:
+    queries, documents = relation["sizes"].tolist()
+    return Known(queries, documents, relation)
+
+
+def _gathered(fields: FieldEmbeddings, total: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Embeddings and presence of every field, over all ranks."""
+    embeddings = [gather_rows(embedding, total) for embedding in fields.embeddings]
+    present = [gather_rows(mask[:, None].float(), total)[:, 0] > 0 for mask in fields.present]
+    return embeddings, present
+
+
+def _sparse(index: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
+    return torch.sparse_coo_tensor(index, value, shape, check_invariants=False)
