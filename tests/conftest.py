@@ -5,9 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import jaxtyping
 import pytest
+from jaxtyping import install_import_hook
 
 # Before torch or transformers are imported by any test module.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -25,6 +28,11 @@ def pytest_unconfigure() -> None:
     shutil.rmtree(_cache, ignore_errors=True)
 
 
+# The shapes and types in the signatures of array functions are checked in every test; where a
+# test passes wrong ones on purpose, it takes `unchecked`.
+install_import_hook([f"opengcl.data.{name}" for name in ("qrels", "records", "splits")], "beartype.beartype")
+
+
 @pytest.fixture(scope="session")
 def fashion() -> Path:
     """Folder of the fashion-small data set; tests that need it are skipped where it is not."""
@@ -37,3 +45,11 @@ def fashion() -> Path:
 def cache_dir(tmp_path: Path) -> Path:
     """A cache folder of this test's own."""
     return tmp_path / "cache"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """No checks of signatures at run time, so that a module's own checks show."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

@@ -100,6 +100,14 @@ def test_rows_come_back_as_written(make) -> None:
     assert isinstance(data.qrels.query, np.memmap)
 
 
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("rows", [[0.5], [True], np.zeros((1, 1), np.int64), ["d0"]])
+def test_rows_are_integers_not_a_mask(make, rows: Any) -> None:
+    with pytest.raises(DataSetError, match=r"documents.parquet: rows of type .*; allowed: integers, \(rows,\)"):
+        RankedDataset.open(make()).documents.texts("title", rows)
+
+
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_requests_say_what_is_allowed(make) -> None:
     records = RankedDataset.open(make()).documents
     with pytest.raises(DataSetError, match=r"documents.parquet: no doc_id 'd9' among its 4 rows"):

@@ -111,6 +111,7 @@ def test_blocks_do_not_show(monkeypatch: pytest.MonkeyPatch) -> None:
     assert small.pair_counts() == expected[1]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_unknown_names_list_the_valid_ones() -> None:
     none, rows = np.zeros(1, bool), np.zeros(0, np.int32)
     splits = Splits(none, none, none, rows, rows)

@@ -404,7 +404,7 @@ class _PairCheck:
         keep = np.ones(len(key), bool)
         keep[again] = False
         columns = f"{QUERY_ID}, {DOCUMENT_ID}"
-        examples = (self._pair(query[at], document[at], row[at]) for at in again.tolist())
+        examples = (self._pair(int(query[at]), int(document[at]), row[at]) for at in again.tolist())
         self._report(columns, "duplicate pair", "each pair of ids once", len(again), examples)
         return keep
 

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
@@ -38,7 +37,7 @@ class Qrels:
         document: Int[np.ndarray, "pairs"],
         score: Float32[np.ndarray, "pairs"],
         queries: int,
-    ) -> Self:
+    ) -> "Qrels":
         """Brings pairs in any order into CSR order.
 
         Args:
@@ -64,7 +63,7 @@ class Qrels:
             np.save(folder / f"{name}.npy", getattr(self, name))
 
     @classmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> "Qrels":
         """Memory-maps what `save` wrote."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
 

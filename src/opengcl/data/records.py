@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, SupportsIndex, cast
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +14,7 @@ from opengcl.data import images
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
 
-Rows = Int[np.ndarray, "rows"] | Sequence[int]
+Rows = Int[np.ndarray, "rows"] | Sequence[SupportsIndex]
 
 TABLE, KEYS, ORDER = "table.arrow", "keys.npy", "order.npy"
 
@@ -195,7 +195,12 @@ class Records:
             )
 
     def _rows(self, rows: Rows) -> Int[np.ndarray, "rows"]:
-        positions = np.asarray(rows, dtype=np.int64)
+        found = np.asarray(rows)
+        if found.ndim != 1 or (found.size and found.dtype.kind not in "iu"):
+            raise DataSetError(
+                f"{self.file}: rows of type {found.dtype} and shape {found.shape}; allowed: integers, (rows,)"
+            )
+        positions = found.astype(np.int64, copy=False)
         if len(positions) and not (positions.min() >= 0 and positions.max() < len(self)):
             raise DataSetError(
                 f"{self.file}: rows from {positions.min()} to {positions.max()}; allowed: 0 to {len(self) - 1}"

@@ -26,7 +26,7 @@ _BLOCK = 1 << 20
 
 
 def uniform(ids: Iterable[str], salt: str) -> Float[np.ndarray, "ids"]:
-    """One number in [0, 1) for each id: u = blake2b-64(salt + ":" + id) / 2^64.
+    """One number in [0, 1) for each id: u = floor(blake2b-64(salt + ":" + id) / 2^11) / 2^53.
 
     It depends on the id and the salt alone, so that adding, removing or reordering rows moves no other row
     to another split.
