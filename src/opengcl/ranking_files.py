@@ -300,8 +300,9 @@ def _check_type(path: Path, name: str, found: pa.DataType, *, number: bool) -> N
 
 
 def _tsv_layout(path: Path, kind: Kind) -> _TextLayout:
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        columns = tuple(file.readline().rstrip("\r\n").split("\t"))
+    with path.open("rb") as file:
+        header = file.readline().decode("utf-8-sig", errors="replace")
+    columns = tuple(header.rstrip("\r\n").split("\t"))
     query, document, value = (
         _column(path, columns, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
     )
