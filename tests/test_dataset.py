@@ -109,9 +109,14 @@ def test_rows_are_integers_not_a_mask(make, rows: Any) -> None:
 
 @pytest.mark.usefixtures("unchecked")
 def test_wrong_requests_say_what_is_allowed(make) -> None:
-    records = RankedDataset.open(make()).documents
+    data = RankedDataset.open(make())
+    records = data.documents
     with pytest.raises(DataSetError, match=r"documents.parquet: no doc_id 'd9' among its 4 rows"):
         records.row("d9")
+    with pytest.raises(DataSetError, match=r"no doc_id '\\ud800'"):
+        records.row("\ud800")
+    with pytest.raises(DataSetError, match="query row 3; allowed: 0 to 2"):
+        data.qrels.judged(3)
     with pytest.raises(DataSetError, match="no text field 'image'; allowed: title"):
         records.texts("image", [0])
     with pytest.raises(DataSetError, match="no image field 'brand'; allowed: image"):
@@ -762,6 +767,34 @@ def test_of_two_builds_at_once_the_first_wins(cache_dir: Path) -> None:
 
     assert (cache.store(cache_dir, outer) / cache.META).read_text() == "first"
     assert [path.name for path in entries(cache_dir)] == ["entry"]
+
+
+def test_two_processes_may_open_at_once(make, cache_dir: Path) -> None:
+    code = "import sys; from opengcl.data import RankedDataset; RankedDataset.open(sys.argv[1], cache_dir=sys.argv[2])"
+    folder = make()
+    both = [subprocess.Popen([sys.executable, "-c", code, folder, cache_dir]) for _ in range(2)]
+    assert [process.wait(60) for process in both] == [0, 0]
+    assert len(entries(cache_dir)) == 1
+
+
+@pytest.mark.parametrize("name", ["meta.json", "qrels/score.npy", "documents/table.arrow"])
+def test_a_damaged_entry_is_told(make, cache_dir: Path, name: str) -> None:
+    folder = make()
+    RankedDataset.open(folder, cache_dir=cache_dir)
+    (entries(cache_dir)[0] / name).write_bytes(b"")
+    told = message(folder, cache_dir=cache_dir)
+    assert "this cache entry is damaged" in told
+    assert str(cache_dir) in told
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_progress_shows_on_stderr_only_when_wanted(make, progress: bool, capsys, monkeypatch) -> None:
+    monkeypatch.setattr("opengcl.data.tables._PROGRESS_DELAY", 0)
+    RankedDataset.open(make(), progress=progress)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert ("documents.parquet: checking rows: 100%" in err) == progress
+    assert progress or err == ""
 
 
 def test_a_file_that_changes_while_it_is_read(make, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:

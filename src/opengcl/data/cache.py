@@ -48,11 +48,18 @@ def key(folder: Path) -> str:
 
 
 def content_hash(folder: Path) -> str:
-    """A hash over the bytes of ``dataset.yaml`` and the tables: the same wherever the folder lies, 32 hex digits."""
+    """A hash over the bytes of ``dataset.yaml`` and the tables: the same wherever the folder lies, 32 hex digits.
+
+    Raises:
+        DataSetError: If one of the files cannot be read.
+    """
     digest = hashlib.blake2b(digest_size=16)
-    for name in (SCHEMA_FILE, *TABLES):
-        with (folder / name).open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
+    try:
+        for name in (SCHEMA_FILE, *TABLES):
+            with (folder / name).open("rb") as file:
+                digest.update(hashlib.file_digest(file, "blake2b").digest())
+    except OSError as error:
+        raise DataSetError(f"{error.filename or folder}: cannot be read: {error.strerror}") from error
     return digest.hexdigest()
 
 

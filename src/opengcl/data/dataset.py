@@ -93,7 +93,10 @@ class RankedDataset:
                 return _build(folder, schema, into, strict=strict, check_images=check_images, progress=progress)
 
             entry = cache.store(parent, build)
-        found = _load(folder, schema, entry)
+        try:
+            found = _load(folder, schema, entry)
+        except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DataSetError(f"{entry}: this cache entry is damaged ({error}); remove it and open again") from error
         for problem in found.problems:
             log.warning("Skipped: %s", problem)
         return found

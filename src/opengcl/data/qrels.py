@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import SupportsIndex
 
 import numpy as np
 from jaxtyping import Float32, Int, Int32, Int64
+
+from opengcl.data.problems import DataSetError
 
 _ARRAYS = ("query", "document", "score", "offsets")
 
@@ -67,7 +70,7 @@ class Qrels:
         """Memory-maps what `save` wrote."""
         return cls(*(np.load(folder / f"{name}.npy", mmap_mode="r") for name in _ARRAYS))
 
-    def judged(self, query: int) -> tuple[Int32[np.ndarray, "judged"], Float32[np.ndarray, "judged"]]:
+    def judged(self, query: SupportsIndex) -> tuple[Int32[np.ndarray, "judged"], Float32[np.ndarray, "judged"]]:
         """Document rows and scores of one query row.
 
         Args:
@@ -75,6 +78,12 @@ class Qrels:
 
         Returns:
             (judged,) int32 rows and (judged,) float32 scores, in the file's order.
+
+        Raises:
+            DataSetError: If there is no such query row.
         """
-        start, end = self.offsets[query], self.offsets[query + 1]
+        row = query.__index__()
+        if not 0 <= row < len(self.offsets) - 1:
+            raise DataSetError(f"query row {row}; allowed: 0 to {len(self.offsets) - 2}")
+        start, end = self.offsets[row], self.offsets[row + 1]
         return np.asarray(self.document[start:end]), np.asarray(self.score[start:end])

@@ -26,7 +26,8 @@ def present_file(number: int) -> str:
 
 def id_keys(ids: Iterable[str]) -> UInt64[np.ndarray, "ids"]:
     """blake2b-64 of each id: what ids are looked up by. Equal keys do not prove equal ids."""
-    joined = b"".join(hashlib.blake2b(one.encode(), digest_size=8).digest() for one in ids)
+    coded = (one.encode(errors="surrogatepass") for one in ids)  # no id has lone surrogates, but a question may
+    joined = b"".join(hashlib.blake2b(one, digest_size=8).digest() for one in coded)
     return np.frombuffer(joined, dtype=np.uint64)
 
 

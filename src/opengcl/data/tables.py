@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from tqdm import tqdm  # type: ignore[import-untyped]
+from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
