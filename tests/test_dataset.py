@@ -343,7 +343,10 @@ def test_problems_in_rows(make, cache_dir: Path, tables: Tables, expected: list[
 
 
 @pytest.mark.parametrize(("tables", "expected"), ROW_PROBLEMS.values(), ids=list(ROW_PROBLEMS))
-def test_lenient_opening_counts_the_same_problems(make, tables: Tables, expected: list[str], caplog) -> None:
+def test_lenient_opening_counts_the_same_problems(
+    make, tables: Tables, expected: list[str], caplog, monkeypatch
+) -> None:
+    monkeypatch.setattr("opengcl.data.tables._BATCH_ROWS", (1, 1))  # row numbers go on from batch to batch
     folder = make(**tables)
     with caplog.at_level(logging.WARNING, logger="opengcl"):
         data = RankedDataset.open(folder, strict=False)
@@ -492,7 +495,9 @@ def test_parquet_broken_in_the_middle(make) -> None:
     assert "qrels.parquet" in message(folder)
 
 
-def test_text_that_is_not_utf8(make) -> None:
+@pytest.mark.parametrize("batch", [1, 100])
+def test_text_that_is_not_utf8(make, batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("opengcl.data.tables._BATCH_ROWS", (batch, batch))
     wrong = pa.Array.from_buffers(
         pa.string(), 4, [None, pa.py_buffer(np.arange(0, 15, 3, dtype=np.int32)), pa.py_buffer(b"abcde\xfffghijk")]
     )
