@@ -5,6 +5,7 @@ A batch is a pure function of (seed, epoch, number), so a resumed run, and every
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ from opengcl.data import RankedDataset
 from opengcl.weights import Scaling, WeightFunction, scale_scores
 
 Pairs = Int[np.ndarray, " pairs"]
+Shuffle = Callable[[np.random.Generator], Pairs]
 
 
 class Batches(Protocol):
@@ -46,8 +48,8 @@ class ShuffledBatches:
 class GroupedBatches:
     """``docs_per_query`` judged documents of each query come together, as list objectives want.
 
-    Each epoch a query's pairs are shuffled and cut into groups, and the groups are shuffled; a query's last group may be
-    smaller, so a batch may begin or end inside a group.
+    Each epoch a query's pairs are shuffled and cut into groups, and the groups are shuffled; a query's last group may
+    be smaller, so a batch may begin or end inside a group.
     """
 
     def __init__(
@@ -77,13 +79,13 @@ class GroupedBatches:
 class _EpochOrder:
     """Cuts an epoch's order into batches and keeps the last order it made."""
 
-    def __init__(self, pairs: Pairs, batch_size: int, seed: int, shuffle: object = None) -> None:
+    def __init__(self, pairs: Pairs, batch_size: int, seed: int, shuffle: Shuffle | None = None) -> None:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if len(pairs) == 0:
             raise ValueError("there is no training pair: no seen query is judged for a seen document")
         self._pairs, self._batch_size, self._seed = pairs, min(batch_size, len(pairs)), seed
-        self._shuffle = shuffle if callable(shuffle) else lambda generator: generator.permutation(len(pairs))
+        self._shuffle: Shuffle = shuffle or (lambda generator: generator.permutation(len(pairs)))
         self._epoch, self._order = -1, pairs
 
     def __len__(self) -> int:

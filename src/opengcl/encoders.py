@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import torch
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.base.modules import Dense, Router
+from sentence_transformers.base.modules import Dense, Normalize, Router
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
@@ -152,12 +152,12 @@ def _modules(name: str, modality: str) -> list[torch.nn.Module]:
     encoder = open_encoder(name, device="cpu")
     if not encoder.supports(modality):
         raise ModelError(f"the {modality} tower {name!r} reads {', '.join(map(str, encoder.modalities))}")
-    return [module for module in encoder if not type(module).__name__ == "Normalize"]
+    return [module for module in encoder if not isinstance(module, Normalize)]
 
 
 def _width(modules: list[torch.nn.Module]) -> int:
-    widths = [module.get_embedding_dimension() for module in modules if hasattr(module, "get_embedding_dimension")]
-    return int(widths[-1])
+    widths = [getattr(module, "get_embedding_dimension", None) for module in modules]
+    return int([width() for width in widths if callable(width)][-1])
 
 
 def _towers(name: str) -> dict[str, str]:

@@ -13,16 +13,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from opengcl.data import SPLITS, RankedDataset
+from opengcl.data import SPLITS, RankedDataset, Records
 from opengcl.data.splits import Part
 from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
-from opengcl.model import BiEncoder
+from opengcl.model import BiEncoder, Side
 from opengcl.search import exact_top_k
 
 LISTED = 10  # documents of each query that results.parquet keeps
 _BLOCK_QUERIES = 512
+Matrix = Float[np.ndarray, "rows d"]
 
 
 @dataclass(frozen=True)
@@ -66,8 +67,8 @@ class Evaluation:
 class Vectors:
     """Vectors of the rows that some splits need; other rows stay zero and are never read."""
 
-    queries: Float[np.ndarray, "queries d"]
-    documents: Float[np.ndarray, "documents d"]
+    queries: Matrix
+    documents: Matrix
 
 
 def evaluate(
@@ -134,16 +135,20 @@ def _vectors(
     inputs: tuple[Inputs, Inputs] | None,
     progress: bool,
 ) -> Vectors:
-    made = []
-    for number, (records, by_split) in enumerate(((dataset.queries, query_rows), (dataset.documents, document_rows))):
+    own = inputs or (None, None)
+
+    def of(
+        records: Records, side: Side, by_split: dict[str, Int[np.ndarray, " rows"]], cached: Inputs | None
+    ) -> Matrix:
         rows = np.unique(np.concatenate(list(by_split.values())))
-        own = inputs[number] if inputs else None
-        side = "query" if number == 0 else "document"
-        vectors = encode(model, records, side, rows, inputs=own, progress=progress)
+        vectors = encode(model, records, side, rows, inputs=cached, progress=progress)
         every = np.zeros((len(records), vectors.shape[1]), dtype=np.float32)
         every[rows] = vectors
-        made.append(every)
-    return Vectors(*made)
+        return every
+
+    return Vectors(
+        of(dataset.queries, "query", query_rows, own[0]), of(dataset.documents, "document", document_rows, own[1])
+    )
 
 
 def _training_pairs(dataset: RankedDataset) -> Int[np.ndarray, " queries"]:

@@ -7,7 +7,7 @@ then a gather. Where a model's features are not of a plain kind, or would not fi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -65,7 +65,7 @@ class Inputs:
         *,
         chunk_rows: int = CHUNK_ROWS,
     ) -> None:
-        self._records, self._fields, self._chunk_rows = records, list(fields), chunk_rows
+        self._records, self._fields, self.chunk_rows = records, list(fields), chunk_rows
         self._sources: dict[str, FieldSource] = {field: _OnTheFly(encoder, records, field) for field in fields}
         self._encoder = encoder
 
@@ -93,7 +93,7 @@ class Inputs:
         places = np.flatnonzero(present)
         source = self._sources[field]
         places = places[np.argsort(source.lengths(rows[places]), kind="stable")]
-        pieces = [places[start : start + self._chunk_rows] for start in range(0, len(places), self._chunk_rows)]
+        pieces = [places[start : start + self.chunk_rows] for start in range(0, len(places), self.chunk_rows)]
         return {
             "chunks": [source.features(rows[piece]) for piece in pieces],
             "order": torch.from_numpy(places),
@@ -122,8 +122,7 @@ def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows:
         values = records.texts(field, rows)
         return dict(encoder.preprocess(values, prompt=_prompt(encoder)))
     values = records.images(field, rows)
-    features = dict(encoder.preprocess(values))
-    return features
+    return dict(encoder.preprocess(values))
 
 
 def _prompt(encoder: SentenceTransformer) -> str | None:
@@ -135,7 +134,12 @@ class _CachedText:
     """Token rows laid end to end; the tensors that a tokenizer pads are cut to each row's own length."""
 
     def __init__(
-        self, flat: dict[str, np.ndarray], offsets: np.ndarray, place: np.ndarray, rest: Features, pad: dict[str, int]
+        self,
+        flat: Mapping[str, np.ndarray],
+        offsets: np.ndarray,
+        place: np.ndarray,
+        rest: Features,
+        pad: dict[str, int],
     ) -> None:
         self._flat, self._offsets, self._place, self._rest, self._pad = flat, offsets, place, rest, pad
 

@@ -26,6 +26,7 @@ class Batch(TypedDict):
     queries: dict[str, FieldInput]
     documents: dict[str, FieldInput]
     relation: dict[str, Tensor]
+    rows: dict[str, Tensor]  # of the data set's queries and documents, to name them when something is wrong
 
 
 class RankingObjective(nn.Module):

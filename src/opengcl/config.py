@@ -1,0 +1,194 @@
+"""What a training run is made of: one flat list of settings, written to and read from ``config.yaml``."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import yaml
+
+from opengcl.fields import COMBINES, Combine, check_fields, parse_fields
+from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target
+from opengcl.weights import SCALINGS, Scaling, weight_function
+
+Precision = Literal["fp32", "bf16", "fp16"]
+Schedule = Literal["cosine", "linear", "constant"]
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be; the message names it, what was found and what is allowed."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; ``config.yaml`` of a run folder holds all of them and runs again."""
+
+    data: str
+    """Folder of the ranked data set."""
+    model: str
+    """``tiny``, ``text=MODEL,image=MODEL``, or a sentence-transformers model (folder or hub name)."""
+    out: str
+    """Run folder."""
+    dim: int | None = None
+    """Width of the vectors, for ``tiny`` (128 when not given) and two towers (256)."""
+    fields: dict[str, float] | None = None
+    """Document field -> weight; all fields that the model reads, equally, when not given."""
+    query_fields: dict[str, float] | None = None
+    """Query field -> weight."""
+    combine: Combine = "mean"
+    """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
+    weights: str = "exponential"
+    """Score -> weight function, as ``opengcl.weights.weight_function`` reads it."""
+    scaling: Scaling = "dataset"
+    """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
+    target: Target = "full_row"
+    """Form of the loss, see ``opengcl.gcl_loss``."""
+    direction: Direction = "both"
+    """Softmax over documents (``query``), over queries (``document``), or ``both``."""
+    temperature: float = 0.07
+    """Where the temperature starts, in [0.01, 1]."""
+    learn_temperature: bool = True
+    """Whether the temperature is trained."""
+    epochs: float = 10
+    """Passes over the training pairs, > 0."""
+    batch_size: int = 1024
+    """Judged pairs of a batch, over all ranks, >= 2."""
+    docs_per_query: int | None = None
+    """Documents of a query that come together; pairs are shuffled one by one when not given."""
+    learning_rate: float | None = None
+    """Peak learning rate; 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
+    schedule: Schedule = "cosine"
+    """How the learning rate falls after the warm-up."""
+    warmup: float = 0.05
+    """Share of the steps over which the learning rate rises, in [0, 1)."""
+    weight_decay: float = 0.01
+    """AdamW's weight decay, >= 0; biases, norms and the temperature have none."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0 turns clipping off."""
+    seed: int = 0
+    """Of the weights, the order of batches, and dropout."""
+    precision: Precision = "fp32"
+    """Arithmetic of the encoder; the loss always accumulates in float32."""
+    mini_batch_size: int | None = None
+    """Rows encoded at a time and recomputed in the backward pass, for batches beyond memory (GradCache)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations inside the encoder, layer by layer."""
+    lora_rank: int | None = None
+    """Train low-rank adapters of this rank instead of all weights; merged into the saved model."""
+    evaluations: int = 10
+    """Evaluations on dev queries over the run; a checkpoint is written at each, and the best is kept. 0: none."""
+    image_cache_gb: float = 4.0
+    """Pictures are decoded once into a file of up to this size; above it, per batch. 0: never cached."""
+    workers: int = 0
+    """Processes that prepare batches beside the training."""
+    device: str | None = None
+    """``cpu`` or ``cuda``; the best there is when not given."""
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        choices: tuple[tuple[str, tuple[str, ...]], ...] = (
+            ("combine", COMBINES),
+            ("scaling", SCALINGS),
+            ("target", TARGETS),
+            ("direction", DIRECTIONS),
+            ("precision", get_args(Precision)),
+            ("schedule", get_args(Schedule)),
+        )
+        for name, allowed in choices:
+            if getattr(self, name) not in allowed:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+        ranges: tuple[tuple[str, float, float], ...] = (
+            ("temperature", 0.01, 1),
+            ("epochs", 1e-9, float("inf")),
+            ("batch_size", 2, float("inf")),
+            ("docs_per_query", 1, self.batch_size),
+            ("learning_rate", 1e-12, float("inf")),
+            ("warmup", 0, 0.999),
+            ("weight_decay", 0, float("inf")),
+            ("max_grad_norm", 0, float("inf")),
+            ("seed", 0, 2**32 - 1),
+            ("mini_batch_size", 1, float("inf")),
+            ("lora_rank", 1, float("inf")),
+            ("evaluations", 0, float("inf")),
+            ("image_cache_gb", 0, float("inf")),
+            ("workers", 0, 1024),
+            ("dim", 1, float("inf")),
+        )
+        for name, low, high in ranges:
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise ConfigError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+        for name in ("fields", "query_fields"):
+            if getattr(self, name) is not None:
+                check_fields(getattr(self, name))
+        weight_function(self.weights)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The learning rate that applies."""
+        if self.learning_rate is not None:
+            return self.learning_rate
+        return 1e-3 if self.model == "tiny" else 2e-5
+
+    def to_yaml(self) -> str:
+        """Every setting, in the order above."""
+        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+
+    def write(self, file: Path) -> None:
+        """Write `to_yaml` to a file."""
+        file.write_text(self.to_yaml(), encoding="utf-8")
+
+
+def load_config(file: Path | None, settings: Mapping[str, Any]) -> TrainConfig:
+    """Settings of a YAML file (optional), overridden by those given here that are not None.
+
+    ``fields`` and ``query_fields`` may be written as mappings or as ``image=0.9,title=0.1``.
+
+    Raises:
+        ConfigError: Not YAML, an unknown setting, one of the wrong type or out of range, or a required one missing.
+    """
+    merged = _read(file) if file is not None else {}
+    merged |= {name: value for name, value in settings.items() if value is not None}
+    known = {field.name for field in dataclasses.fields(TrainConfig)}
+    unknown = sorted(set(merged) - known)
+    if unknown:
+        raise ConfigError(f"unknown setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
+    missing = [name for name in ("data", "model", "out") if name not in merged]
+    if missing:
+        raise ConfigError(f"setting {missing[0]!r} is missing")
+    for name in ("fields", "query_fields"):
+        if isinstance(merged.get(name), str):
+            merged[name] = parse_fields(merged[name])
+    return TrainConfig(**merged)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{file}: {error}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file}: found {type(content).__name__}; a config is a mapping of settings")
+    return content
+
+
+def _check_types(config: TrainConfig) -> None:
+    for name, hint in get_type_hints(TrainConfig).items():
+        value = getattr(config, name)
+        allowed = [a for option in _options(hint) for a in ([option] if get_origin(option) is None else [dict])]
+        if float in allowed and type(value) is int:
+            continue  # YAML writes 10 for 10.0
+        if not any(type(value) is a for a in allowed):
+            names = " or ".join("none" if a is type(None) else a.__name__ for a in allowed)
+            raise ConfigError(f"{name} is {value!r}, a {type(value).__name__}; allowed: {names}")
+
+
+def _options(hint: Any) -> tuple[Any, ...]:
+    if get_origin(hint) is Literal:
+        return (str,)
+    if get_origin(hint) is dict or isinstance(hint, type):
+        return (hint,)
+    return get_args(hint)

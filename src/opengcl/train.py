@@ -1,0 +1,431 @@
+"""From a config to a run folder: Hugging Face's Trainer around `opengcl.objective.RankingObjective`."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import shutil
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import sentence_transformers
+import torch
+import transformers
+from safetensors.torch import save_model
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from tqdm.auto import tqdm
+from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback
+
+import opengcl
+from opengcl.batches import Batches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.config import TrainConfig, load_config
+from opengcl.data import RankedDataset
+from opengcl.distributed import rank, slice_of_rank, world_size
+from opengcl.encode import inputs_for
+from opengcl.encoders import make_encoder
+from opengcl.evaluate import Evaluation, evaluate
+from opengcl.inputs import Inputs, temporary_cache
+from opengcl.lora import add_adapters, backbones, merge_adapters
+from opengcl.model import BiEncoder, FieldMix
+from opengcl.objective import Batch, RankingObjective, relation_tensors
+from opengcl.report import write_report
+from opengcl.weights import weight_function
+
+DEV_METRICS = ("ndcg@10", "recall@100")
+BEST = "eval_ndcg@10"
+_CHECKPOINTS = "checkpoints"
+_WEIGHTS = "model.safetensors"
+logger = logging.getLogger(__name__)
+
+
+class TrainError(ValueError):
+    """A run that cannot start, go on or end as asked."""
+
+
+def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = None, progress: bool = True) -> Path:
+    """Train, evaluate on the test queries of the four splits, and write the run folder.
+
+    The folder gets ``config.yaml``, ``model/``, ``metrics.json``, ``per_query.parquet``, ``results.parquet``,
+    ``history.json``, ``tensorboard/``, ``report.html`` and the checkpoints that ``resume`` goes on from.
+
+    Args:
+        config: All settings.
+        resume: Go on from the last whole checkpoint in ``config.out``; the result equals an uninterrupted run's. A run
+            that has ended is left as it is.
+        baseline: Another run folder to show beside this one in the report.
+        progress: Show bars.
+
+    Returns:
+        The run folder.
+
+    Raises:
+        TrainError: The folder holds a run and ``resume`` was not asked, or settings or data differ on resume, or the
+            loss stopped being finite.
+        ValueError: Settings that do not fit the data set or the model.
+    """
+    out = Path(config.out)
+    dataset = RankedDataset.open(config.data, progress=progress)
+    if not _claim(out, config, dataset, resume):
+        logger.warning("%s: this run has ended; nothing to resume", out)
+        return out
+    objective = build_objective(config, dataset)
+    with temporary_cache(out / "cache") as cache:
+        inputs = _cached_inputs(objective.model, dataset, config, Path(cache), progress)
+        trainer = _trainer(config, dataset, objective, inputs, progress)
+        started = time.perf_counter()
+        trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
+        seconds = time.perf_counter() - started
+        model = _finished_model(objective, config, dataset, trainer, seconds)
+        evaluation = evaluate(model, dataset, inputs=inputs, progress=progress)
+    if rank() == 0:
+        _write_results(out, model, dataset, evaluation, trainer.state.log_history)
+        write_report(out, dataset, baseline=baseline)
+    return out
+
+
+def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjective:
+    """The untrained module that a config asks for, on the CPU.
+
+    Raises:
+        ValueError: A field, model or option that does not fit; the message says which.
+    """
+    encoder = make_encoder(config.model, dataset, seed=config.seed, dim=config.dim)
+    mix = FieldMix.choose(encoder, dataset.schema, config.query_fields, config.fields)
+    if config.lora_rank is not None:
+        add_adapters(encoder, config.lora_rank)
+    if config.gradient_checkpointing:
+        for backbone in backbones(encoder):
+            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+    return RankingObjective(
+        BiEncoder(encoder, mix),
+        target=config.target,
+        direction=config.direction,
+        combine=config.combine,
+        temperature=config.temperature,
+        learn_temperature=config.learn_temperature,
+        recompute=config.mini_batch_size is not None,
+    )
+
+
+class TrainingBatches(Dataset[Batch]):
+    """A batch by (epoch, number): the whole relation, and this rank's share of the inputs."""
+
+    def __init__(self, batches: Batches, relations: Relations, inputs: tuple[Inputs, Inputs]) -> None:
+        self._batches, self._relations, self._inputs = batches, relations, inputs
+
+    def __getitem__(self, place: tuple[int, int]) -> Batch:
+        relation = self._relations.of(self._batches.pairs(*place))
+        shares = [
+            rows[slice_of_rank(len(rows), rank(), world_size())] for rows in (relation.queries, relation.documents)
+        ]
+        return {
+            "queries": self._inputs[0].of(shares[0]),
+            "documents": self._inputs[1].of(shares[1]),
+            "relation": relation_tensors(relation),
+            "rows": {"queries": torch.from_numpy(relation.queries), "documents": torch.from_numpy(relation.documents)},
+        }
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+
+class _EpochSampler:
+    """(epoch, number) of every batch, one a step, so that a resumed epoch can skip to its place."""
+
+    def __init__(self, batches: int) -> None:
+        self._batches, self.epoch = batches, 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter([(self.epoch, number)] for number in range(self._batches))
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+
+class _BatchLoader(DataLoader[Batch]):
+    steps: _EpochSampler
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the Trainer when an epoch begins."""
+        self.steps.set_epoch(epoch)
+
+
+def _only(batch: list[Batch]) -> Batch:
+    return batch[0]
+
+
+class RankingTrainer(Trainer):  # type: ignore[misc]
+    """The Trainer, fed by `TrainingBatches` and evaluated by `opengcl.evaluate` on dev queries."""
+
+    def __init__(
+        self,
+        objective: RankingObjective,
+        args: TrainingArguments,
+        dataset: RankedDataset,
+        batches: TrainingBatches,
+        inputs: tuple[Inputs, Inputs],
+    ) -> None:
+        super().__init__(model=objective, args=args, train_dataset=batches, eval_dataset=batches)
+        self._objective, self._ranked, self._inputs = objective, dataset, inputs
+        self.control: TrainerControl
+
+    def get_train_dataloader(self) -> DataLoader[Batch]:
+        """One item a step; ranks see the same steps and take their own share inside."""
+        steps = _EpochSampler(len(self.train_dataset))
+        loader = _BatchLoader(
+            self.train_dataset,
+            batch_sampler=steps,
+            collate_fn=_only,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.device.type == "cuda",
+        )
+        loader.steps = steps
+        return loader
+
+    def get_total_train_batch_size(self, args: TrainingArguments) -> int:
+        """A step is a whole batch over all ranks."""
+        return int(args.per_device_train_batch_size)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        """No weight decay on the temperature."""
+        return [name for name in super().get_decay_parameter_names(model) if "log_logit_scale" not in name]
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Any], **_: Any) -> Tensor:
+        """The batch's loss, which must be finite."""
+        rows = inputs.pop("rows")
+        loss: Tensor = model(**inputs)["loss"]
+        if not bool(torch.isfinite(loss)):
+            raise self._not_finite(float(loss), rows)
+        return loss
+
+    def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
+        """Dev queries of the four splits; ``eval_ndcg@10`` is the mean over the splits."""
+        evaluation = evaluate(
+            self._objective.model, self._ranked, part="dev", metrics=DEV_METRICS, depth=100, inputs=self._inputs
+        )
+        splits = evaluation.splits()
+        metrics = {f"{metric_key_prefix}_{split}_{m}": row[m] for split, row in splits.items() for m in DEV_METRICS}
+        for name in DEV_METRICS:
+            metrics[f"{metric_key_prefix}_{name}"] = float(np.mean([row[name] for row in splits.values()]))
+        metrics["temperature"] = 1 / self._objective.logit_scale
+        self.log(metrics)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
+        """Weights as safetensors, shared tensors included, and nothing pickled beside them."""
+        folder = Path(output_dir or str(self.args.output_dir))
+        folder.mkdir(parents=True, exist_ok=True)
+        save_model(self._objective, str(folder / _WEIGHTS))
+
+    def _not_finite(self, loss: float, rows: dict[str, Tensor]) -> TrainError:
+        step = self.state.global_step + 1
+        ids = {
+            "queries": self._ranked.queries.ids(rows["queries"].cpu().numpy()),
+            "documents": self._ranked.documents.ids(rows["documents"].cpu().numpy()),
+        }
+        file = Path(self.args.output_dir).parent / "non_finite_batch.json"
+        if rank() == 0:
+            file.write_text(json.dumps({"step": step, "loss": str(loss), **ids}, indent=1) + "\n", encoding="utf-8")
+        named = " and ".join(f"{len(names)} {side} (first: {names[0]})" for side, names in ids.items())
+        return TrainError(
+            f"the loss of step {step} is {loss}; its batch of {named} is listed in {file.name}. "
+            "Try a lower learning rate, or precision fp32."
+        )
+
+
+class _Bar(ProgressCallback):  # type: ignore[misc]
+    """One bar with loss, dev NDCG@10 and time left, instead of a printed dict a log entry."""
+
+    def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        self.shown: dict[str, str] = {}
+        if state.is_world_process_zero:
+            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+        self.current_step = state.global_step
+
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **_: Any
+    ) -> None:
+        names = {"loss": "loss", BEST: "dev ndcg@10"}
+        self.shown |= {shown: f"{float(logs[name]):.3f}" for name, shown in names.items() if name in (logs or {})}
+        if self.training_bar is not None:
+            self.training_bar.set_postfix(self.shown)
+
+
+class _LastStep(TrainerCallback):  # type: ignore[misc]
+    """Evaluates and saves at the last step too, wherever the intervals fall."""
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
+        if state.global_step >= state.max_steps:
+            control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
+            control.should_log = True
+
+
+def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, resume: bool) -> bool:
+    """Check and mark the run folder; False where the run in it has ended."""
+    written, identity = out / "config.yaml", out / "data.json"
+    data = {"name": dataset.schema.name, "fingerprint": dataset.fingerprint}
+    if resume:
+        if not written.is_file():
+            raise TrainError(f"{out} holds no run to resume (config.yaml is missing)")
+        _check_same(out, load_config(written, {}), config)
+        found = json.loads(identity.read_text(encoding="utf-8"))
+        if found != data:
+            raise TrainError(f"{out}: the data set has changed since this run began ({found} then, {data} now)")
+        return not (out / "metrics.json").is_file()
+    if out.exists() and any(out.iterdir()):
+        raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
+    if rank() == 0:
+        out.mkdir(parents=True, exist_ok=True)
+        identity.write_text(json.dumps(data) + "\n", encoding="utf-8")
+        config.write(written)
+    return True
+
+
+def _check_same(out: Path, before: TrainConfig, now: TrainConfig) -> None:
+    free = {"out", "device", "workers", "image_cache_gb"}  # where and how fast, not what
+    differing = [
+        f"{name} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
+        for name in vars(before)
+        if name not in free and getattr(before, name) != getattr(now, name)
+    ]
+    if differing:
+        raise TrainError(f"{out}: cannot resume with other settings: {'; '.join(differing)}")
+
+
+def _last_checkpoint(out: Path) -> str | None:
+    """The newest whole checkpoint: the Trainer writes its state last."""
+    whole = [folder.parent for folder in out.glob(f"{_CHECKPOINTS}/checkpoint-*/trainer_state.json")]
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+
+
+def _cached_inputs(
+    model: BiEncoder, dataset: RankedDataset, config: TrainConfig, cache: Path, progress: bool
+) -> tuple[Inputs, Inputs]:
+    pair = inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document")
+    for name, inputs in zip(("queries", "documents"), pair, strict=True):
+        if config.mini_batch_size is not None:
+            inputs.chunk_rows = config.mini_batch_size
+        inputs.cache(cache / name, image_cache_bytes=config.image_cache_gb * 1e9, progress=progress and rank() == 0)
+    return pair
+
+
+def _trainer(
+    config: TrainConfig,
+    dataset: RankedDataset,
+    objective: RankingObjective,
+    inputs: tuple[Inputs, Inputs],
+    progress: bool,
+) -> RankingTrainer:
+    batches = make_batches(config, dataset)
+    relations = Relations(dataset, weight_function(config.weights), config.scaling)
+    steps = math.ceil(config.epochs * len(batches))
+    trainer = RankingTrainer(
+        objective, _arguments(config, steps), dataset, TrainingBatches(batches, relations, inputs), inputs
+    )
+    trainer.remove_callback(ProgressCallback)
+    trainer.remove_callback(transformers.PrinterCallback)
+    trainer.add_callback(_LastStep())
+    if progress:
+        trainer.add_callback(_Bar())
+    if rank() == 0:
+        from torch.utils.tensorboard import SummaryWriter
+
+        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.out) / "tensorboard"))))
+    return trainer
+
+
+def make_batches(config: TrainConfig, dataset: RankedDataset) -> Batches:
+    """The batches a config asks for, over pairs of seen queries and seen documents."""
+    pairs = dataset.splits.training_pairs()
+    if config.docs_per_query is None:
+        return ShuffledBatches(pairs, config.batch_size, config.seed)
+    queries = dataset.qrels.query[pairs]
+    return GroupedBatches(pairs, queries, config.batch_size, config.docs_per_query, config.seed)
+
+
+def _arguments(config: TrainConfig, steps: int) -> TrainingArguments:
+    interval = max(1, math.ceil(steps / (config.evaluations or 10)))
+    evaluated = config.evaluations > 0
+    return TrainingArguments(
+        output_dir=str(Path(config.out) / _CHECKPOINTS),
+        max_steps=steps,
+        per_device_train_batch_size=config.batch_size,
+        learning_rate=config.peak_learning_rate,
+        lr_scheduler_type={"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}[config.schedule],
+        warmup_steps=round(config.warmup * steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        seed=config.seed,
+        bf16=config.precision == "bf16",
+        fp16=config.precision == "fp16",
+        eval_strategy="steps" if evaluated else "no",
+        eval_steps=interval,
+        save_strategy="steps",
+        save_steps=interval,
+        save_total_limit=2,
+        load_best_model_at_end=evaluated,
+        metric_for_best_model=BEST if evaluated else None,
+        greater_is_better=True if evaluated else None,
+        logging_steps=max(1, steps // 200),
+        logging_nan_inf_filter=False,
+        dataloader_num_workers=config.workers,
+        ddp_find_unused_parameters=True,
+        use_cpu=config.device == "cpu",
+        report_to="none",
+        remove_unused_columns=False,
+        disable_tqdm=True,
+    )
+
+
+def _finished_model(
+    objective: RankingObjective, config: TrainConfig, dataset: RankedDataset, trainer: RankingTrainer, seconds: float
+) -> BiEncoder:
+    if config.lora_rank is not None:
+        merge_adapters(objective.model.encoder)
+    model = objective.model
+    model.logit_scale = objective.logit_scale
+    settings = {name: value for name, value in vars(config).items() if name not in ("data", "out")}
+    model.provenance = {
+        "opengcl": opengcl.__version__,
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "sentence_transformers": sentence_transformers.__version__,
+        "data": {"name": dataset.schema.name, "fingerprint": dataset.fingerprint},
+        "settings": settings,
+        "steps": trainer.state.global_step,
+        "best_step": trainer.state.best_global_step,
+        "training_seconds": round(seconds, 1),
+        "ranks": world_size(),
+        "threads": torch.get_num_threads(),
+    }
+    return model
+
+
+def _write_results(
+    out: Path, model: BiEncoder, dataset: RankedDataset, evaluation: Evaluation, history: list[dict[str, Any]]
+) -> None:
+    """Everything but the report; ``metrics.json`` comes last and says that the run has ended."""
+    partial = out / "model.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    model.save(partial)
+    shutil.rmtree(out / "model", ignore_errors=True)
+    partial.rename(out / "model")
+    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
+    pq.write_table(evaluation.results, out / "results.parquet")
+    evaluation.write(out / "metrics.json", per_query=out / "per_query.parquet", provenance=model.provenance)
+    with contextlib.suppress(OSError):
+        (out / "cache").rmdir()
+    logger.info("%s: evaluated on %s", out, dataset.schema.name)
