@@ -1,0 +1,47 @@
+# Every target sets up what it needs: the first one run makes .venv, later ones only when dependencies change.
+PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+CONSTRAINTS := requirements/constraints.txt
+TORCH := $(shell grep -i '^torch==' $(CONSTRAINTS))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup quickstart test test-slow check docs bench clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(READY)  ## make .venv with the pinned dependencies; once, and again when they change
+
+# torch stands by its exact version in the same command: else another package may pull a CUDA build of several GB.
+$(READY): pyproject.toml $(CONSTRAINTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		"$(TORCH)" --editable '.[lora,test,check,docs]' --constraint $(CONSTRAINTS)
+	@touch $@
+
+quickstart: $(READY)  ## train on a synthetic shop and compare before and after: quickstart/
+	$(BIN)/opengcl quickstart --out quickstart
+
+test: $(READY)  ## the tests, without those marked slow
+	$(BIN)/python -m pytest
+
+test-slow: $(READY)  ## the tests marked slow
+	$(BIN)/python -m pytest -m slow
+
+check: $(READY)  ## lint, docstring lint (ruff's D rules), format, types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+docs: $(READY)  ## build the documentation into site/; a broken link is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+bench: $(READY)  ## time what benchmarks/ times, on one thread
+	set -e; for file in benchmarks/*_speed.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file"; done
+
+clean:  ## remove what the targets made, .venv included
+	rm -rf $(VENV) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
