@@ -1,0 +1,577 @@
+"""The loss and a graded evaluator for sentence-transformers' own trainer.
+
+``GCLLoss`` goes where ``MultipleNegativesRankingLoss`` went, ``GradedRetrievalEvaluator`` where
+``InformationRetrievalEvaluator`` went. Written for sentence-transformers 6.2.
+
+Sources: Generalized Contrastive Learning, arXiv 2404.08535; gradient caching, arXiv 2101.06983.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F  # noqa: N812
+from jaxtyping import Float, Int64
+from PIL.Image import Image
+from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
+from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
+from torch import Tensor, nn
+
+from opengcl import metrics as ranking_metrics
+from opengcl.distributed import gather_rows, world_size
+from opengcl.fields import check_fields, fuse
+from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, gcl_loss
+from opengcl.search import exact_top_k
+from opengcl.weights import scale_scores, weight_function
+
+logger = logging.getLogger(__name__)
+
+# Labels travel as float32, which holds every whole number up to here.
+_LARGEST_NUMBER = 1 << 24
+
+
+class RankedPairs:
+    """All judged (query, document, score) triples, so that a batch can find the judged pairs off its diagonal.
+
+    The trainer hands a loss the columns' features and one label a row, never ids. So ``labels`` carries them: with it
+    as the data set's ``score`` column, each row says which query and which document it is.
+
+    Args:
+        queries: One id or text a pair; equal values are one query.
+        documents: One id or text a pair; equal values are one document.
+        scores: One ranking score a pair.
+
+    Raises:
+        ValueError: Lengths differ, nothing is given, a pair has two different scores, or there are more than 2^24
+            distinct queries or documents (labels are float32).
+    """
+
+    labels: Float[np.ndarray, "pairs 3"]
+    """float32 (score, query number, document number), in the order of the pairs given."""
+
+    def __init__(self, queries: Sequence[Hashable], documents: Sequence[Hashable], scores: Sequence[float]) -> None:
+        if not len(queries) == len(documents) == len(scores) > 0:
+            raise ValueError(
+                "ranked pairs need as many queries as documents and scores, and at least one; got "
+                f"{len(queries)}, {len(documents)} and {len(scores)}"
+            )
+        query, document = _numbers(queries, "queries"), _numbers(documents, "documents")
+        score = np.asarray(scores, dtype=np.float64)
+        self.labels = np.stack([score, query, document], axis=1).astype(np.float32)
+        order = np.lexsort((document, query))
+        again = np.flatnonzero((np.diff(query[order]) == 0) & (np.diff(document[order]) == 0)) + 1
+        differs = score[order[again]] != score[order[again - 1]]
+        if differs.any():
+            first, second = order[again[differs][0] - 1], order[again[differs][0]]
+            raise ValueError(
+                f"query {queries[first]!r} and document {documents[first]!r} have two scores, {score[first]} and "
+                f"{score[second]} (pairs {first} and {second})"
+            )
+        order = np.delete(order, again)
+        self._document, self.scores = document[order], score[order]
+        self._offsets = np.searchsorted(query[order], np.arange(query.max() + 2))
+
+    def between(
+        self, queries: Int64[np.ndarray, " m"], documents: Int64[np.ndarray, " n"]
+    ) -> tuple[Int64[np.ndarray, " judged"], Int64[np.ndarray, " judged"], Int64[np.ndarray, " judged"]]:
+        """Every judged pair among a batch's rows, as (i, j, position in ``scores``): query i is judged for document j.
+
+        Args:
+            queries: Query numbers; one may repeat.
+            documents: Document numbers; one may repeat.
+        """
+        order = np.argsort(documents, kind="stable")
+        owner, position = _ranges(self._offsets[queries], self._offsets[queries + 1])
+        judged, present = self._document[position], documents[order]
+        which, place = _ranges(np.searchsorted(present, judged), np.searchsorted(present, judged, side="right"))
+        return owner[which], order[place], position[which]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Numbers of distinct queries and documents."""
+        return len(self._offsets) - 1, int(self._document.max()) + 1
+
+
+class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
+    r"""Weighted contrastive loss on ranking scores, as a sentence-transformers loss.
+
+    Columns of the data set, in this order: the query; one column for each field of the document (title, image, ...);
+    and the ranking score, named ``score``, ``scores``, ``label`` or ``labels``. With field weights ``a_f``,
+
+        q_i = normalize(model(query_i)),  d_i = normalize(sum_f a_f normalize(model(field_f of document i))),
+        S = Q D^T / temperature,  w_i = f(s_i),
+        L = -1/2 sum_i w_i (log softmax_row(S)_ii + log softmax_col(S)_ii) / sum_i w_i
+
+    for ``target="diagonal"`` (arXiv 2404.08535, section 3); the other targets are those of ``opengcl.loss.gcl_loss``.
+    With ``weights="constant"`` and one field this is ``MultipleNegativesSymmetricRankingLoss`` at ``scale = 1 /
+    temperature``.
+
+    The other targets need to know which pairs off the diagonal are judged. Nothing in a batch says so: give ``judged``
+    and use its ``labels`` as the score column. Rows of a batch are kept as they are, so a query or document that is in
+    a batch twice counts twice. A row's known pairs are those in ``judged``, whether or not the pair itself is a row of
+    the batch.
+
+    The temperature is fixed: sentence-transformers optimises a parameter of a loss but leaves it out of checkpoints, so
+    a learnt one would start again at every resumption.
+
+    Args:
+        model: The model that is trained.
+        weights: Weight function as ``opengcl.weights.weight_function`` reads it: ``"exponential"``, ``"linear"``,
+            ``"exponential:decay=10"``, ``"package.module:function"``, ...
+        score_range: Lowest and highest possible score; they become 1 and 100 before the weight function.
+        target: ``diagonal``, ``masked``, ``full`` or ``full_row``.
+        temperature: Above 0.
+        fields: Field weights in the order of the document columns; the names are for the reader and the model card,
+            since the trainer passes columns on without names. Equal weights by default.
+        judged: All judged pairs; needed by every target but ``diagonal``.
+        mini_batch_size: Rows embedded at a time with GradCache (arXiv 2101.06983): the gradients of the whole batch at
+            a mini-batch's memory, for a second forward pass. None embeds the batch at once.
+        gather_across_devices: Compute the loss over the rows of all ranks; gradients, averaged over ranks as
+            DistributedDataParallel does, equal those of one process with the whole batch. Every rank must hold the
+            same number of rows.
+        direction: ``query``, ``document`` or ``both``.
+
+    Raises:
+        ValueError: An option is not as described, ``target`` needs ``judged``, a score of ``judged`` is outside
+            ``score_range``, or the model's inputs cannot be cut into mini-batches (StaticEmbedding). During training:
+            no label or a label of another shape, a score outside ``score_range``, another number of document columns
+            than ``fields``, a row that is not in ``judged``, or ranks with different numbers of rows.
+    """
+
+    def __init__(
+        self,
+        model: SentenceTransformer,
+        *,
+        weights: str = "exponential",
+        score_range: tuple[float, float] = (1.0, 100.0),
+        target: Target = "diagonal",
+        temperature: float = 0.07,
+        fields: Mapping[str, float] | None = None,
+        judged: RankedPairs | None = None,
+        mini_batch_size: int | None = None,
+        gather_across_devices: bool = False,
+        direction: Direction = "both",
+    ) -> None:
+        super().__init__()
+        _check_options(model, target, direction, temperature, score_range, judged, mini_batch_size)
+        self.model = model
+        self.weights, self._weigh = weights, weight_function(weights)
+        self.score_range, self.target, self.temperature = score_range, target, temperature
+        self.fields = None if fields is None else check_fields(fields)
+        self.judged = judged
+        self.mini_batch_size = mini_batch_size
+        self.gather_across_devices = gather_across_devices
+        self.direction = direction
+        # sentence-transformers asks the instance: MatryoshkaLoss treats cached losses in another way.
+        self.uses_gradient_cache = mini_batch_size is not None
+        self._judged_weights = np.zeros(0) if judged is None else self._weights_of(judged.scores, "judged pair")
+
+    def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None) -> Float[Tensor, ""]:
+        """The loss of a batch.
+
+        Args:
+            sentence_features: Model inputs of the query column, then of each document column.
+            labels: Scores, shape (batch,), or rows of ``RankedPairs.labels``, shape (batch, 3).
+        """
+        features = list(sentence_features)
+        if len(features) < 2 or (self.fields is not None and len(features) - 1 != len(self.fields)):
+            wanted = "at least one" if self.fields is None else f"{len(self.fields)} ({', '.join(self.fields)})"
+            raise ValueError(
+                f"the data set needs a query column and {wanted} document column(s) beside the score; the loss got "
+                f"{len(features)} column(s) in all"
+            )
+        if self.mini_batch_size is not None:
+            cached: Tensor = CachedLossMixin.forward_cached(self, features, labels)
+            return cached
+        return self._loss([self.model(column)["sentence_embedding"] for column in features], labels)
+
+    def calculate_loss(
+        self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
+    ) -> Float[Tensor, ""]:
+        """The loss of a batch from its mini-batches' embeddings; ``CachedLossMixin`` calls this.
+
+        Args:
+            reps: For each column its mini-batches' embeddings.
+            labels: As for ``forward``.
+            with_backward: Also leave the gradients on ``reps`` and detach the result.
+        """
+        loss = self._loss([torch.cat(column) for column in reps], labels)
+        if with_backward:
+            loss.backward()  # type: ignore[no-untyped-call]
+            loss = loss.detach()
+        return loss
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options, for the model card."""
+        return {
+            "weights": self.weights,
+            "score_range": list(self.score_range),
+            "target": self.target,
+            "temperature": self.temperature,
+            "fields": self.fields,
+            "mini_batch_size": self.mini_batch_size,
+            "gather_across_devices": self.gather_across_devices,
+            "direction": self.direction,
+        }
+
+    @property
+    def citation(self) -> str:
+        """BibTeX of the paper, for the model card."""
+        return """
+@misc{zhu2024generalized,
+    title={Generalized Contrastive Learning for Multi-Modal Retrieval and Ranking},
+    author={Tianyu Zhu and Myong Chol Jung and Jesse Clark},
+    year={2024},
+    eprint={2404.08535},
+    archivePrefix={arXiv},
+    primaryClass={cs.IR}
+}
+"""
+
+    def _loss(self, columns: list[Tensor], labels: Tensor | None) -> Tensor:
+        queries, documents = self._fused(columns)
+        labels = self._checked_labels(labels, len(queries))
+        if self.gather_across_devices and world_size() > 1:
+            total = _rows_of_all_ranks(queries)
+            queries, documents = gather_rows(queries, total), gather_rows(documents, total)
+            labels = gather_rows(labels.to(queries.device), total)
+        weights = self._weight_matrix(labels.cpu().numpy())
+        return gcl_loss(
+            queries, documents, weights, 1.0 / self.temperature, target=self.target, direction=self.direction
+        )
+
+    def _fused(self, columns: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Unit query and document rows, in float32 at least."""
+        wide = torch.promote_types(columns[0].dtype, torch.float32)
+        query, *fields = [F.normalize(column.to(wide), dim=-1) for column in columns]
+        shares = [1.0] * len(fields) if self.fields is None else list(self.fields.values())
+        embeddings = torch.stack(fields)
+        present = torch.ones(embeddings.shape[:2], dtype=torch.bool, device=embeddings.device)
+        return query, fuse(embeddings, present, embeddings.new_tensor(shares))
+
+    def _checked_labels(self, labels: Tensor | None, rows: int) -> Float[Tensor, "rows columns"]:
+        """Labels as floats, (rows, 1) or (rows, 3)."""
+        if labels is None:
+            raise ValueError("GCLLoss needs a ranking score a row: a column named score, scores, label or labels")
+        if not labels.is_floating_point():
+            labels = labels.to(torch.float32)
+        allowed = [(rows, 3)] if self.target != "diagonal" else [(rows,), (rows, 3)]
+        if tuple(labels.shape) not in allowed:
+            hint = (
+                "" if self.target == "diagonal" else f"; target {self.target!r} needs RankedPairs.labels as the score"
+            )
+            raise ValueError(
+                f"the labels have shape {tuple(labels.shape)}; allowed for {rows} rows: "
+                f"{' or '.join(map(str, allowed))}{hint}"
+            )
+        return labels.detach().reshape(rows, -1)
+
+    def _weight_matrix(self, labels: Float[np.ndarray, "rows columns"]) -> Tensor:
+        """Weights of the diagonal, (rows,), or of all judged pairs, sparse (rows, rows)."""
+        if self.target == "diagonal" or self.judged is None:
+            return torch.from_numpy(self._weights_of(labels[:, 0], "row"))
+        queries, documents = labels[:, 1].astype(np.int64), labels[:, 2].astype(np.int64)
+        sizes = self.judged.size
+        known = (queries >= 0) & (queries < sizes[0]) & (documents >= 0) & (documents < sizes[1])
+        if not known.all():
+            _refuse_row(int(known.argmin()), labels)
+        row, column, position = self.judged.between(queries, documents)
+        own = np.zeros(len(labels), dtype=bool)
+        own[row[row == column]] = True
+        if not own.all():
+            _refuse_row(int(own.argmin()), labels)
+        return torch.sparse_coo_tensor(
+            torch.from_numpy(np.stack([row, column])),
+            torch.from_numpy(self._judged_weights[position]),
+            (len(labels), len(labels)),
+            check_invariants=False,
+        )
+
+    def _weights_of(self, scores: np.ndarray, what: str) -> Float[np.ndarray, " scores"]:
+        low, high = self.score_range
+        slack = float(np.spacing(np.float32(max(abs(low), abs(high)))))  # labels are float32
+        inside = (scores >= low - slack) & (scores <= high + slack)
+        if not inside.all():
+            at = int(inside.argmin())
+            raise ValueError(f"{what} {at} has score {scores[at]}; score_range is [{low}, {high}]")
+        clipped = np.clip(scores.astype(np.float64), low, high)
+        return self._weigh(scale_scores(clipped, np.zeros(len(clipped), dtype=np.int64), low=low, high=high))
+
+
+class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
+    """Retrieval metrics on graded relevance, for texts, images and documents of several fields.
+
+    Every judged query searches the whole corpus by cosine, exactly (``opengcl.search.exact_top_k``; equal scores in
+    corpus order), and ``opengcl.metrics`` scores the first ``k`` documents. ``InformationRetrievalEvaluator`` knows
+    only relevant and not; here relevance is a float: NDCG, ERR and RBP use it as a gain, the others count a document
+    above 0 as relevant. A judged query with nothing relevant among its results, or nothing relevant at all, counts as
+    0.
+
+    Returns, on a call, ``{name_metric: mean over the judged queries}``; with an output path it appends a row to
+    ``Graded-Retrieval_evaluation_<name>_results.csv``. The primary metric is the first of ``metrics``.
+
+    Args:
+        queries: Text or PIL image of every query id. Queries without a judgment are left out.
+        corpus: Text, PIL image, or ``{field: text or image}`` of every document id. A field that is missing, None or a
+            blank text is left out of that document's fused vector.
+        qrels: ``{query id: {document id: relevance}}``, relevance finite and at least 0; a pair not named is 0.
+        name: Goes before each metric's name.
+        metrics: Names as ``opengcl.metrics.compute`` takes them.
+        k: Documents retrieved for a query. Metrics without a cutoff see these k ranks.
+        fields: Weights of the documents' fields; equal by default.
+        batch_size: Texts or images encoded at a time.
+        query_prompt: Put before each query; None for the model's own prompt, if it has one.
+        corpus_prompt: The same for documents.
+        show_progress_bar: Show the encoding's progress.
+        write_csv: Write the file described above.
+
+    Raises:
+        ValueError: Ids in ``qrels`` that ``queries`` or ``corpus`` lack, a relevance that is negative or not finite, no
+            judged query, a document without any field, a field that ``fields`` does not name, an unknown metric, or a
+            metric whose cutoff is above ``k``.
+    """
+
+    def __init__(
+        self,
+        queries: Mapping[str, str | Image],
+        corpus: Mapping[str, str | Image | Mapping[str, str | Image | None]],
+        qrels: Mapping[str, Mapping[str, float]],
+        *,
+        name: str = "",
+        metrics: Sequence[str] = ranking_metrics.DEFAULT_METRICS,
+        k: int = 1000,
+        fields: Mapping[str, float] | None = None,
+        batch_size: int = 32,
+        query_prompt: str | None = None,
+        corpus_prompt: str | None = None,
+        show_progress_bar: bool = False,
+        write_csv: bool = True,
+    ) -> None:
+        super().__init__()
+        _check_metrics(metrics, k)
+        _check_qrels(queries, corpus, qrels)
+        self.name, self.metrics, self.k = name, tuple(metrics), k
+        self.query_ids = [query for query, judged in qrels.items() if judged]
+        self._queries = [queries[query] for query in self.query_ids]
+        self._documents, self.fields = _by_field(corpus, fields)
+        self._corpus_size = len(corpus)
+        row = {document: number for number, document in enumerate(corpus)}
+        self._judged_rows = [np.array([row[document] for document in qrels[query]]) for query in self.query_ids]
+        self._relevance = [np.array(list(qrels[query].values()), dtype=np.float64) for query in self.query_ids]
+        self.batch_size, self.show_progress_bar, self.write_csv = batch_size, show_progress_bar, write_csv
+        self.query_prompt, self.corpus_prompt = query_prompt, corpus_prompt
+        self.primary_metric = self.metrics[0]
+        self.csv_file = f"Graded-Retrieval_evaluation{'_' + name if name else ''}_results.csv"
+        self.csv_headers = ["epoch", "steps", *self.metrics]
+
+    def __call__(
+        self, model: SentenceTransformer, output_path: str | None = None, epoch: float = -1, steps: int = -1
+    ) -> dict[str, float]:
+        """Encode, search and score.
+
+        Args:
+            model: The model to evaluate.
+            output_path: Folder of the CSV file.
+            epoch: Written to the CSV file; -1 outside training.
+            steps: Written to the CSV file; -1 outside training.
+
+        Returns:
+            The mean of each metric, under its prefixed name.
+        """
+        per_query = self.per_query(model)
+        means = {metric: float(values.mean()) for metric, values in per_query.items()}
+        summary = ", ".join(f"{metric} {value:.4f}" for metric, value in means.items())
+        logger.info("Graded retrieval %s, epoch %s, %d queries: %s", self.name, epoch, len(self.query_ids), summary)
+        if output_path is not None and self.write_csv:
+            self._write_row(Path(output_path), [epoch, steps, *means.values()])
+        prefixed: dict[str, float] = self.prefix_name_to_metrics(means, self.name)
+        self.store_metrics_in_model_card_data(model, prefixed, epoch, steps)
+        return prefixed
+
+    def per_query(self, model: SentenceTransformer) -> dict[str, Float[np.ndarray, " queries"]]:
+        """Each metric's value for each query of ``query_ids``: what a paired test between two models needs."""
+        queries = _encode(model.encode_query, self._queries, self.query_prompt, self.batch_size, self.show_progress_bar)
+        documents = self._encode_corpus(model)
+        _, rows = exact_top_k(
+            F.normalize(queries, dim=-1).numpy(), documents.numpy(), self.k, device=torch.device(model.device)
+        )
+        judged = np.zeros((len(rows), max(map(len, self._relevance))))
+        retrieved = np.zeros(rows.shape)
+        gain = np.zeros(self._corpus_size)
+        for query, (judged_rows, relevance) in enumerate(zip(self._judged_rows, self._relevance, strict=True)):
+            judged[query, : len(relevance)] = relevance
+            gain[judged_rows] = relevance
+            retrieved[query] = gain[rows[query]]
+            gain[judged_rows] = 0.0
+        return ranking_metrics.compute(self.metrics, retrieved, judged)
+
+    def get_config_dict(self) -> dict[str, Any]:
+        """The options that matter to the numbers, for the model card."""
+        config: dict[str, Any] = {"k": self.k, "queries": len(self.query_ids), "documents": self._corpus_size}
+        if len(self.fields) > 1:
+            config["fields"] = self.fields
+        prompts = {"query_prompt": self.query_prompt, "corpus_prompt": self.corpus_prompt}
+        return config | {key: prompt for key, prompt in prompts.items() if prompt is not None}
+
+    def _encode_corpus(self, model: SentenceTransformer) -> Float[Tensor, "documents d"]:
+        columns, present = [], torch.zeros(len(self._documents), self._corpus_size, dtype=torch.bool)
+        for number, (rows, values) in enumerate(self._documents.values()):
+            found = _encode(model.encode_document, values, self.corpus_prompt, self.batch_size, self.show_progress_bar)
+            column = torch.zeros(self._corpus_size, found.shape[1])
+            column[rows] = F.normalize(found, dim=-1)
+            columns.append(column)
+            present[number, rows] = True
+        return fuse(torch.stack(columns), present, torch.tensor(list(self.fields.values())))
+
+    def _write_row(self, folder: Path, row: list[float]) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / self.csv_file
+        new = not path.is_file()
+        with path.open("a", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerows([self.csv_headers, row] if new else [row])
+
+
+def _check_options(
+    model: SentenceTransformer,
+    target: str,
+    direction: str,
+    temperature: float,
+    score_range: tuple[float, float],
+    judged: RankedPairs | None,
+    mini_batch_size: int | None,
+) -> None:
+    if target not in TARGETS:
+        raise ValueError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction {direction!r} is unknown; use one of {', '.join(DIRECTIONS)}")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}; it must be a finite number above 0")
+    if not score_range[0] < score_range[1]:
+        raise ValueError(f"score_range is {score_range}; its first number must be below its second")
+    if target != "diagonal" and judged is None:
+        raise ValueError(
+            f"target {target!r} needs the judged pairs off the diagonal, which the trainer's columns do not say: "
+            "give judged=RankedPairs(...), and its labels as the score column"
+        )
+    if mini_batch_size is None:
+        return
+    if mini_batch_size < 1:
+        raise ValueError(f"mini_batch_size is {mini_batch_size}; it must be at least 1, or None")
+    if has_static_embedding_input(model):
+        raise ValueError("a StaticEmbedding's inputs cannot be cut into mini-batches; use mini_batch_size=None")
+
+
+def _numbers(ids: Sequence[Hashable], what: str) -> Int64[np.ndarray, " pairs"]:
+    """0, 1, ... for each distinct id, in the order of their first use."""
+    number: dict[Hashable, int] = {}
+    numbers = np.array([number.setdefault(value, len(number)) for value in ids], dtype=np.int64)
+    if len(number) > _LARGEST_NUMBER:
+        raise ValueError(f"{len(number)} distinct {what}; labels are float32 and can tell {_LARGEST_NUMBER} apart")
+    return numbers
+
+
+def _ranges(
+    starts: Int64[np.ndarray, " groups"], stops: Int64[np.ndarray, " groups"]
+) -> tuple[Int64[np.ndarray, " total"], Int64[np.ndarray, " total"]]:
+    """The whole numbers from each start up to its stop, and which group each belongs to."""
+    lengths = stops - starts
+    group = np.repeat(np.arange(len(starts)), lengths)
+    before = np.cumsum(lengths) - lengths
+    return group, np.arange(len(group)) - before[group] + starts[group]
+
+
+def _refuse_row(row: int, labels: np.ndarray) -> None:
+    raise ValueError(
+        f"row {row} of the batch is (query number, document number) {labels[row, 1:].tolist()}, which is no pair of "
+        "`judged`; use the labels of the same RankedPairs as the score column"
+    )
+
+
+def _rows_of_all_ranks(rows: Tensor) -> int:
+    """Rows over all ranks; every rank must hold as many."""
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    dist.all_gather(counts, count)
+    held = [int(other) for other in counts]
+    if len(set(held)) > 1:
+        raise ValueError(
+            f"the ranks hold {', '.join(map(str, held))} rows; gather_across_devices needs the same number on each "
+            "(set dataloader_drop_last=True)"
+        )
+    return sum(held)
+
+
+def _check_metrics(metrics: Sequence[str], k: int) -> None:
+    if not metrics:
+        raise ValueError("no metric is named")
+    ranking_metrics.check_names(metrics)
+    for metric in metrics:
+        base, _, cutoff = metric.partition("@")
+        if base != "rbp" and cutoff and int(cutoff) > k:
+            raise ValueError(f"{metric} looks at {cutoff} ranks, but k is {k}: only so many documents are retrieved")
+    if k < 1:
+        raise ValueError(f"k is {k}; it must be at least 1")
+
+
+def _check_qrels(
+    queries: Mapping[str, Any], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, float]]
+) -> None:
+    judged = {document for documents in qrels.values() for document in documents}
+    for what, unknown in (("queries", set(qrels) - set(queries)), ("corpus", judged - set(corpus))):
+        if unknown:
+            shown = ", ".join(map(repr, sorted(unknown)[:5]))
+            raise ValueError(
+                f"qrels name {len(unknown)} id(s) that {what} lacks: {shown}{', ...' * (len(unknown) > 5)}"
+            )
+    if not judged:
+        raise ValueError("qrels hold no judgment")
+    for query, documents in qrels.items():
+        for document, relevance in documents.items():
+            if not 0 <= relevance < float("inf"):
+                raise ValueError(
+                    f"the relevance of document {document!r} for query {query!r} is {relevance}; it must be finite and "
+                    "at least 0"
+                )
+
+
+def _by_field(
+    corpus: Mapping[str, str | Image | Mapping[str, str | Image | None]], fields: Mapping[str, float] | None
+) -> tuple[dict[str, tuple[list[int], list[str | Image]]], dict[str, float]]:
+    """For each field the documents that have it and their values; and the fields' weights."""
+    found: dict[str, tuple[list[int], list[str | Image]]] = {}
+    for row, (document, content) in enumerate(corpus.items()):
+        values = content if isinstance(content, Mapping) else {"document": content}
+        present = {
+            field: value
+            for field, value in values.items()
+            if value is not None and not (isinstance(value, str) and not value.strip())
+        }
+        if not present:
+            raise ValueError(f"document {document!r} has no field with a value")
+        for field, value in present.items():
+            if fields is not None and field not in fields:
+                raise ValueError(f"document {document!r} has field {field!r}; fields names {', '.join(fields)}")
+            rows, contents = found.setdefault(field, ([], []))
+            rows.append(row)
+            contents.append(value)
+    weights = check_fields(dict.fromkeys(found, 1.0) if fields is None else fields)
+    return found, {field: weights[field] for field in found}
+
+
+def _encode(
+    encode: Any, values: list[str | Image], prompt: str | None, batch_size: int, progress: bool
+) -> Float[Tensor, "values d"]:
+    """float32 vectors on the CPU."""
+    vectors: Tensor = encode(
+        values, prompt=prompt, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True
+    )
+    return vectors.detach().to("cpu", torch.float32)
