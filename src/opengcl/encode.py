@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -9,7 +11,7 @@ from tqdm.auto import tqdm
 
 from opengcl.data import Records
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
-from opengcl.inputs import Inputs, to_device
+from opengcl.inputs import Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder, Side
 
 Rows = Int[np.ndarray, " rows"]
@@ -71,6 +73,22 @@ def encode(
     width = model.encoder.get_embedding_dimension() or 0
     part = torch.cat(vectors) if vectors else torch.zeros(0, width, device=model.device)
     return gather_rows(part, len(rows)).cpu().numpy()
+
+
+def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:
+    """Unit vectors of queries that are plain text, as a search box gives them.
+
+    Raises:
+        ValueError: The model's query side has no text field, or a text is blank.
+    """
+    if "text" not in model.mix.query_types.values():
+        raise ValueError(f"the model's query fields are {', '.join(model.mix.query_types)}; none of them is text")
+    if not all(text.strip() for text in texts):
+        raise ValueError("a query is blank")
+    chunk = text_features(model.encoder, list(texts))
+    with torch.inference_mode():
+        model.eval()
+        return model.encode_chunk(chunk_to_device(chunk, model.device)).cpu().numpy()
 
 
 def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, inputs: Inputs) -> torch.Tensor:

@@ -111,18 +111,36 @@ def tiny_clip(
 
 def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
-    tokenizer = Tokenizer(models.WordPiece(unk_token=special["unk_token"]))
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary, special_tokens=list(special.values()), min_frequency=2, show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    if tokenizer.get_vocab_size() <= len(special):
+    names = list(special.values())
+    known = list(texts)
+    # The trainer numbers the letters inside words as a randomly seeded hash map yields them, and breaks ties by number.
+    # With every letter numbered beforehand, each process (a resumed run, another rank) gets the same vocabulary.
+    letters = sorted(set(_train_pieces(known, 0, names)) - set(names))
+    pieces = _train_pieces(known, vocabulary, [*names, *letters])
+    if len(pieces) <= len(names):
         raise ModelError("the data set has no text to train the tokenizer of 'tiny' on")
-    end = (special["eos_token"], tokenizer.token_to_id(special["eos_token"]))
+    tokenizer = _word_pieces(pieces)
+    tokenizer.add_special_tokens(names)
+    end = (special["eos_token"], pieces[special["eos_token"]])
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
+
+
+def _train_pieces(texts: list[str], vocabulary: int, first: list[str]) -> dict[str, int]:
+    """Pieces of words and their numbers: ``first``, every letter, then frequent pieces up to ``vocabulary``."""
+    tokenizer = _word_pieces({})
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary, special_tokens=first, min_frequency=2, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return tokenizer.get_vocab()
+
+
+def _word_pieces(vocabulary: dict[str, int]) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))  # noqa: S106 - not a password
+    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    return tokenizer
 
 
 def two_towers(text: str, image: str, *, dim: int, seed: int = 0) -> SentenceTransformer:

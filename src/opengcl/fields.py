@@ -23,7 +23,7 @@ def parse_fields(written: str) -> dict[str, float]:
     """Read ``"image=0.9,title=0.1"``, or ``"image,title"`` for equal weights, keeping the order.
 
     Raises:
-        ValueError: A weight is not a number above 0, a name repeats, or nothing is named.
+        ValueError: A weight is not a number above 0, a name is empty or repeats, or nothing is named.
     """
     fields: dict[str, float] = {}
     for part in filter(None, (part.strip() for part in written.split(","))):
@@ -33,6 +33,8 @@ def parse_fields(written: str) -> dict[str, float]:
             weight = float(number) if equals else 1.0
         except ValueError:
             raise ValueError(f"field {part!r}: {number!r} is not a number; write name=weight") from None
+        if not name:
+            raise ValueError(f"field {part!r} has no name; write name=weight")
         if name in fields:
             raise ValueError(f"field {name!r} is named twice in {written!r}")
         fields[name] = weight

@@ -7,7 +7,7 @@ then a gather. Where a model's features are not of a plain kind, or would not fi
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -117,12 +117,14 @@ class _OnTheFly:
 
 def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows: Rows) -> Features:
     """The encoder's own features of rows that have the field."""
-    values: list[Any]
     if records.fields[field] == "text":
-        values = records.texts(field, rows)
-        return dict(encoder.preprocess(values, prompt=_prompt(encoder)))
-    values = records.images(field, rows)
-    return dict(encoder.preprocess(values))
+        return text_features(encoder, [text or "" for text in records.texts(field, rows)])
+    return dict(encoder.preprocess(records.images(field, rows)))
+
+
+def text_features(encoder: SentenceTransformer, texts: list[str]) -> Features:
+    """The encoder's own features of texts, its default prompt before each."""
+    return dict(encoder.preprocess(texts, prompt=_prompt(encoder)))
 
 
 def _prompt(encoder: SentenceTransformer) -> str | None:
@@ -249,12 +251,16 @@ def temporary_cache(folder: Path | None) -> tempfile.TemporaryDirectory[str]:
 
 def to_device(inputs: dict[str, FieldInput], device: torch.device) -> dict[str, FieldInput]:
     """The same inputs with every tensor on ``device``."""
-    move: Callable[[Any], Any] = lambda v: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v  # noqa: E731
     return {
         field: {
-            "chunks": [{key: move(value) for key, value in chunk.items()} for chunk in field_input["chunks"]],
-            "order": move(field_input["order"]),
-            "present": move(field_input["present"]),
+            "chunks": [chunk_to_device(chunk, device) for chunk in field_input["chunks"]],
+            "order": field_input["order"].to(device),
+            "present": field_input["present"].to(device),
         }
         for field, field_input in inputs.items()
     }
+
+
+def chunk_to_device(features: Features, device: torch.device) -> Features:
+    """The same features with every tensor on ``device``."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in features.items()}

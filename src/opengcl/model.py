@@ -153,13 +153,14 @@ class BiEncoder(nn.Module):
             width = self.encoder.get_embedding_dimension()
             return torch.zeros(rows, width or 0, device=inputs["present"].device)
         pieces = [
-            checkpoint(self._encode_chunk, chunk, use_reentrant=False) if recompute else self._encode_chunk(chunk)
+            checkpoint(self.encode_chunk, chunk, use_reentrant=False) if recompute else self.encode_chunk(chunk)
             for chunk in inputs["chunks"]
         ]
         encoded = torch.cat(pieces)
         return encoded.new_zeros(rows, encoded.shape[1]).index_copy(0, inputs["order"], encoded)
 
-    def _encode_chunk(self, features: Features) -> Float[Tensor, "chunk d"]:
+    def encode_chunk(self, features: Features) -> Float[Tensor, "chunk d"]:
+        """Unit vectors, float32, of what the encoder's ``preprocess`` made."""
         # A copy, since sentence-transformers writes its results into the dict it is given.
         return F.normalize(self.encoder(dict(features))["sentence_embedding"].float(), dim=-1)
 
@@ -175,6 +176,37 @@ class BiEncoder(nn.Module):
             "provenance": self.provenance,
         }
         (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def open(
+        cls,
+        name: str,
+        schema: Schema,
+        *,
+        query: Mapping[str, float] | None = None,
+        document: Mapping[str, float] | None = None,
+        device: str | None = None,
+    ) -> BiEncoder:
+        """A trained model, or any sentence-transformers model with fields chosen for a data set.
+
+        Args:
+            name: A model folder or run folder of ours, whose own fields then apply, or else a sentence-transformers
+                model as a folder or a name on the hub.
+            schema: Whose fields there are.
+            query: Query field -> weight, for a model that has no card.
+            document: Document field -> weight, likewise.
+            device: Where to put it; the best there is when not given.
+
+        Raises:
+            ModelError: It cannot be opened, or fields were given for a model that brings its own.
+            ValueError: A field that the data set does not have.
+        """
+        if model_folder(name) is None:
+            encoder = open_encoder(name, device=device)
+            return cls(encoder, FieldMix.choose(encoder, schema, query, document))
+        if query is not None or document is not None:
+            raise ModelError(f"{name} was trained with its own fields; leave fields out")
+        return cls.load(name, device=device)
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> BiEncoder:

@@ -31,7 +31,7 @@ from opengcl.data import RankedDataset
 from opengcl.distributed import rank, slice_of_rank, world_size
 from opengcl.encode import inputs_for
 from opengcl.encoders import make_encoder
-from opengcl.evaluate import Evaluation, evaluate
+from opengcl.evaluation import Evaluation, evaluate
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from jaxtyping import Float, Int
 
 from opengcl.data import SPLITS, RankedDataset, Records
@@ -19,10 +20,12 @@ from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.model import BiEncoder, Side
+from opengcl.per_query import KEYS, per_query_table, write_per_query
 from opengcl.search import exact_top_k
 
 LISTED = 10  # documents of each query that results.parquet keeps
 _BLOCK_QUERIES = 512
+_PAIRS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float64())])
 Matrix = Float[np.ndarray, "rows d"]
 
 
@@ -37,7 +40,7 @@ class Evaluation:
     @property
     def metrics(self) -> list[str]:
         """Names of the metrics."""
-        return [name for name in self.per_query.column_names if name not in ("split", "query_id", "pairs")]
+        return [name for name in self.per_query.column_names if name not in KEYS]
 
     def splits(self) -> dict[str, dict[str, float]]:
         """Split -> metric -> mean over its queries, and ``queries``, their number."""
@@ -58,7 +61,7 @@ class Evaluation:
             extra: More keys for the JSON file.
         """
         file.parent.mkdir(parents=True, exist_ok=True)
-        pq.write_table(self.per_query, per_query)
+        write_per_query(per_query, [self.per_query])
         content = {"splits": self.splits(), "queries": self.part, **extra}
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
@@ -80,6 +83,7 @@ def evaluate(
     metrics: Sequence[str] = DEFAULT_METRICS,
     depth: int = 1000,
     inputs: tuple[Inputs, Inputs] | None = None,
+    runs: Path | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Rank each split's half of the corpus for the split's queries and score the lists.
@@ -95,6 +99,7 @@ def evaluate(
         metrics: Names as in `opengcl.metrics`.
         depth: Documents retrieved a query.
         inputs: Cached features of queries and documents.
+        runs: Folder for ``SPLIT.run.parquet`` and ``SPLIT.qrels.parquet``, which other tools can score again.
         progress: Show bars.
 
     Raises:
@@ -110,21 +115,65 @@ def evaluate(
     trained = _training_pairs(dataset)
     per_query, results = [], []
     for split, rows in query_rows.items():
-        candidates = document_rows[split]
-        corpus = vectors.documents[candidates]
-        for start in range(0, len(rows), _BLOCK_QUERIES):
-            block = rows[start : start + _BLOCK_QUERIES]
-            scores, found = exact_top_k(vectors.queries[block], corpus, depth, device=model.device)
-            retrieved, judged = _relevance(
-                dataset, block, candidates[found], dataset.splits.document_seen[candidates[0]]
-            )
-            ids = dataset.queries.ids(block)
-            values = compute(metrics, retrieved, judged)
-            per_query.append(
-                pa.table({"split": [split] * len(ids), "query_id": ids, "pairs": trained[block], **values})
-            )
-            results.append(_listed(dataset, split, ids, scores, candidates[found], retrieved))
+        with _RunFiles(runs, split) as files:
+            for start in range(0, len(rows), _BLOCK_QUERIES):
+                block = rows[start : start + _BLOCK_QUERIES]
+                ranked = _rank(dataset, vectors, block, document_rows[split], depth, model.device)
+                values = compute(metrics, ranked.relevance, ranked.judged)
+                per_query.append(per_query_table(split, ranked.query_ids, trained[block], values))
+                results.append(_listed(dataset, split, ranked))
+                files.add(dataset, block, ranked, seen=bool(dataset.splits.document_seen[document_rows[split][0]]))
     return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part)
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """The lists of a block of queries."""
+
+    query_ids: list[str]
+    rows: Int[np.ndarray, "q depth"]
+    scores: Float[np.ndarray, "q depth"]
+    relevance: Float[np.ndarray, "q depth"]
+    judged: Float[np.ndarray, "q judged"]
+
+
+class _RunFiles:
+    """Writes a split's run and qrels as Parquet, a block of queries at a time, or nothing where no folder is given."""
+
+    def __init__(self, folder: Path | None, split: str) -> None:
+        self._writers: dict[str, pq.ParquetWriter] = {}
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for name in ("run", "qrels"):
+                self._writers[name] = pq.ParquetWriter(folder / f"{split}.{name}.parquet", _PAIRS)
+
+    def __enter__(self) -> _RunFiles:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for writer in self._writers.values():
+            writer.close()
+
+    def add(self, dataset: RankedDataset, block: Int[np.ndarray, " q"], ranked: _Ranked, *, seen: bool) -> None:
+        if not self._writers:
+            return
+        depth = ranked.rows.shape[1]
+        self._write("run", ranked.query_ids, [depth] * len(block), dataset, ranked.rows.ravel(), ranked.scores.ravel())
+        pairs = [_judged_in_half(dataset, query, seen) for query in block]
+        documents, scores = (np.concatenate(part) for part in zip(*pairs, strict=True))
+        self._write("qrels", ranked.query_ids, [len(found) for found, _ in pairs], dataset, documents, scores)
+
+    def _write(
+        self,
+        name: str,
+        query_ids: list[str],
+        counts: list[int],
+        dataset: RankedDataset,
+        documents: Int[np.ndarray, " pairs"],
+        scores: Float[np.ndarray, " pairs"],
+    ) -> None:
+        columns = [np.repeat(np.array(query_ids, dtype=object), counts), dataset.documents.ids(documents), scores]
+        self._writers[name].write_table(pa.table(dict(zip(_PAIRS.names, columns, strict=True)), schema=_PAIRS))
 
 
 def _vectors(
@@ -157,45 +206,52 @@ def _training_pairs(dataset: RankedDataset) -> Int[np.ndarray, " queries"]:
     return np.bincount(dataset.qrels.query[pairs], minlength=len(dataset.queries)).astype(np.int32)
 
 
-def _relevance(
-    dataset: RankedDataset, queries: Int[np.ndarray, " q"], found: Int[np.ndarray, "q depth"], seen: bool
-) -> tuple[Float[np.ndarray, "q depth"], Float[np.ndarray, "q judged"]]:
-    """Relevance of the found documents, and all judged relevances in the split's half, padded with 0."""
-    qrels, floor = dataset.qrels, min(0.0, dataset.schema.score_min)
-    retrieved = np.zeros(found.shape)
-    judged = []
-    for number, query in enumerate(queries):
-        span = slice(int(qrels.offsets[query]), int(qrels.offsets[query + 1]))
-        document, score = np.asarray(qrels.document[span]), np.asarray(qrels.score[span], dtype=np.float64) - floor
-        inside = dataset.splits.document_seen[document] == seen
-        document, score = document[inside], score[inside]
-        order = np.argsort(document)
-        place = np.searchsorted(document[order], found[number]).clip(max=len(order) - 1)
-        hit = document[order][place] == found[number]
-        retrieved[number, hit] = score[order][place[hit]]
-        judged.append(score)
-    padded = np.zeros((len(queries), max(map(len, judged))))
-    for number, values in enumerate(judged):
-        padded[number, : len(values)] = values
-    return retrieved, padded
-
-
-def _listed(
+def _rank(
     dataset: RankedDataset,
-    split: str,
-    ids: list[str],
-    scores: Float[np.ndarray, "q depth"],
-    found: Int[np.ndarray, "q depth"],
-    relevance: Float[np.ndarray, "q depth"],
-) -> pa.Table:
-    kept = min(LISTED, found.shape[1])
+    vectors: Vectors,
+    queries: Int[np.ndarray, " q"],
+    candidates: Int[np.ndarray, " documents"],
+    depth: int,
+    device: torch.device,
+) -> _Ranked:
+    """Search the candidates for the queries and look up what is judged."""
+    scores, found = exact_top_k(vectors.queries[queries], vectors.documents[candidates], depth, device=device)
+    rows = candidates[found]
+    seen = bool(dataset.splits.document_seen[candidates[0]])
+    relevance = np.zeros(rows.shape)
+    lists = []
+    for number, query in enumerate(queries):
+        document, score = _judged_in_half(dataset, query, seen)
+        order = np.argsort(document)
+        place = np.searchsorted(document, rows[number], sorter=order).clip(max=len(order) - 1)
+        hit = document[order[place]] == rows[number]
+        relevance[number, hit] = score[order[place[hit]]]
+        lists.append(score)
+    judged = np.zeros((len(queries), max(map(len, lists))))
+    for number, score in enumerate(lists):
+        judged[number, : len(score)] = score
+    return _Ranked(dataset.queries.ids(queries), rows, scores, relevance, judged)
+
+
+def _judged_in_half(
+    dataset: RankedDataset, query: int, seen: bool
+) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, " judged"]]:
+    """A query's judged documents among the seen or the novel ones, and their relevance (at least 0)."""
+    document, score = dataset.qrels.judged(int(query))
+    inside = dataset.splits.document_seen[document] == seen
+    return document[inside], score[inside].astype(np.float64) - min(0.0, dataset.schema.score_min)
+
+
+def _listed(dataset: RankedDataset, split: str, ranked: _Ranked) -> pa.Table:
+    kept = min(LISTED, ranked.rows.shape[1])
+    queries = len(ranked.query_ids)
     return pa.table(
         {
-            "split": [split] * (len(ids) * kept),
-            "query_id": np.repeat(np.array(ids, dtype=object), kept),
-            "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), len(ids)),
-            "doc_id": dataset.documents.ids(found[:, :kept].ravel()),
-            "score": scores[:, :kept].ravel(),
-            "relevance": relevance[:, :kept].ravel(),
+            "split": [split] * (queries * kept),
+            "query_id": np.repeat(np.array(ranked.query_ids, dtype=object), kept),
+            "rank": np.tile(np.arange(1, kept + 1, dtype=np.int32), queries),
+            "doc_id": dataset.documents.ids(ranked.rows[:, :kept].ravel()),
+            "score": ranked.scores[:, :kept].ravel(),
+            "relevance": ranked.relevance[:, :kept].ravel(),
         }
     )

@@ -1,0 +1,337 @@
+"""The command line: subcommands that read their options, call the library, and print."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+app = typer.Typer(
+    name="opengcl",
+    help="Train one embedding model that ranks: Generalized Contrastive Learning for search.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Data = Annotated[Path, typer.Option(help="Folder of the ranked data set: dataset.yaml and three Parquet tables.")]
+Fields = Annotated[
+    str | None, typer.Option(help="Document fields and their weights, as image=0.9,title=0.1. Default: all, equally.")
+]
+QueryFields = Annotated[str | None, typer.Option(help="Query fields and their weights.")]
+Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")]
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    data: Annotated[Path | None, typer.Option(help="Folder of the ranked data set.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny (built here), a sentence-transformers model, or text=MODEL,image=MODEL (two towers)."),
+    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win.")] = None,
+    fields: Fields = None,
+    query_fields: QueryFields = None,
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            help="Score to weight: constant, linear, reciprocal, reciprocal_sqrt, log, exponential[:decay=20], "
+            "piecewise:SCORE=WEIGHT,..., or package.module:function."
+        ),
+    ] = None,
+    target: Annotated[
+        str | None, typer.Option("--target", "--targets", help="Form of the loss: diagonal, masked, full or full_row.")
+    ] = None,
+    combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the training pairs.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Judged pairs of a batch, over all ranks.")] = None,
+    docs_per_query: Annotated[
+        int | None, typer.Option(help="Documents of a query that come together; by default pairs are shuffled singly.")
+    ] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; 1e-3 for tiny, else 2e-5.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Where the temperature starts.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and dropout.")] = None,
+    precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,
+    mini_batch_size: Annotated[
+        int | None, typer.Option(help="Rows encoded at a time, for batches beyond memory (GradCache).")
+    ] = None,
+    lora_rank: Annotated[int | None, typer.Option(help="Train low-rank adapters of this rank only.")] = None,
+    workers: Annotated[int | None, typer.Option(help="Processes that prepare batches.")] = None,
+    device: Device = None,
+    setting: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="Any other setting of the config, as name=value; may be repeated."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in --out.")] = False,
+    baseline: Annotated[Path | None, typer.Option(help="Another run to show beside this one in the report.")] = None,
+) -> None:
+    """Train a model from a ranked data set and write a run folder.
+
+    The folder holds config.yaml, model/, metrics.json, per_query.parquet, results.parquet, TensorBoard events and
+    report.html. With --resume, --out alone is enough: the settings are read from the folder.
+
+    Example: opengcl train --data shop --model tiny --out runs/gcl --fields image=0.9,title=0.1
+    """
+    from opengcl.config import load_config
+    from opengcl.training import train as run
+
+    given: dict[str, Any] = {
+        "data": _text(data),
+        "model": model,
+        "out": str(out),
+        "fields": fields,
+        "query_fields": query_fields,
+        "weights": weights,
+        "target": target,
+        "combine": combine,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "docs_per_query": docs_per_query,
+        "learning_rate": learning_rate,
+        "temperature": temperature,
+        "seed": seed,
+        "precision": precision,
+        "mini_batch_size": mini_batch_size,
+        "lora_rank": lora_rank,
+        "workers": workers,
+        "device": device,
+        **_settings(setting or []),
+    }
+    if config is None and resume and (out / "config.yaml").is_file():
+        config = out / "config.yaml"
+    run(load_config(config, given), resume=resume, baseline=baseline)
+    _say(f"{out}: trained. Open {out / 'report.html'}")
+    _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
+
+
+@app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A run folder, a model folder, or a sentence-transformers model.")],
+    data: Data,
+    splits: Annotated[
+        str, typer.Option(help="Which of in_domain, novel_query, novel_document, zero_shot, with commas.")
+    ] = "in_domain,novel_query,novel_document,zero_shot",
+    queries: Annotated[str, typer.Option(help="dev, test or all.")] = "test",
+    metrics: Annotated[
+        str | None, typer.Option(help="With commas: ndcg@10, ndcg_exp@10, err, rbp@0.9, recall@100, mrr, map, ...")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="FILE.json for the means; per-query values go to FILE.parquet beside it.")
+    ] = None,
+    runs: Annotated[
+        Path | None, typer.Option(help="Folder for each split's run and qrels as Parquet, for opengcl metrics.")
+    ] = None,
+    fields: Fields = None,
+    query_fields: QueryFields = None,
+    device: Device = None,
+) -> None:
+    """Rank each split's half of the corpus for its queries, and score the lists.
+
+    Example: opengcl evaluate runs/gcl --data shop --queries dev --out gcl-dev.json
+    """
+    from opengcl.data import RankedDataset
+    from opengcl.evaluation import evaluate as run
+    from opengcl.fields import parse_fields
+    from opengcl.metrics import DEFAULT_METRICS
+    from opengcl.model import BiEncoder
+    from opengcl.per_query import per_query_path
+
+    dataset = RankedDataset.open(data)
+    opened = BiEncoder.open(
+        model,
+        dataset.schema,
+        query=parse_fields(query_fields) if query_fields else None,
+        document=parse_fields(fields) if fields else None,
+        device=device,
+    )
+    evaluation = run(
+        opened,
+        dataset,
+        splits=_names(splits),
+        part=queries,  # type: ignore[arg-type] # checked there
+        metrics=_names(metrics) if metrics else DEFAULT_METRICS,
+        runs=runs,
+        progress=True,
+    )
+    if out is not None:
+        evaluation.write(out, per_query=per_query_path(out), model=model, provenance=opened.provenance)
+        _say(f"{out}: written")
+    _print_splits(evaluation.splits())
+
+
+@app.command()
+def compare(
+    evaluations: Annotated[
+        list[Path], typer.Argument(help="Run folders or evaluation files; the first is the baseline.")
+    ],
+    splits: Annotated[str | None, typer.Option(help="Which splits, with commas; default all that they share.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="Which metrics, with commas.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare evaluations query by query: differences, 95% intervals, p-values.
+
+    Example: opengcl compare runs/clip runs/gcl --metrics ndcg@10,recall@100
+    """
+    from opengcl.compare import compare as run
+    from opengcl.compare import format_table, to_json
+
+    found = run(evaluations, _names(metrics) if metrics else None, _names(splits) if splits else None, seed)
+    typer.echo(to_json(found) if as_json else format_table(found))
+
+
+@app.command()
+def metrics(
+    qrels: Annotated[Path, typer.Argument(help="Judgments: .parquet, .tsv, or TREC; float scores allowed.")],
+    run: Annotated[Path, typer.Argument(help="Results: .parquet, .tsv, or TREC.")],
+    names: Annotated[str | None, typer.Option("--metrics", help="With commas; default the usual ones.")] = None,
+    compat: Annotated[str | None, typer.Option(help="gcl: the numbers of Marqo's GCL script.")] = None,
+    sample: Annotated[
+        int | None, typer.Option(help="With --compat gcl: draw this many queries as the script does.")
+    ] = None,
+    ties: Annotated[
+        str, typer.Option(help="Equal scores by document id: document (ascending), trec, input.")
+    ] = "document",
+    depth: Annotated[int, typer.Option(help="Ranks of the run that count.")] = 1000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Score any run file against any qrels file, float scores included.
+
+    Example: opengcl metrics qrels.trec run.trec --metrics ndcg@10,map
+    """
+    from opengcl.run_metrics import metrics_of_files
+
+    report = metrics_of_files(
+        qrels,
+        run,
+        _names(names) if names else None,
+        compat=compat,
+        sample=sample,
+        ties=ties,  # type: ignore[arg-type] # checked there
+        depth=depth,
+    )
+    if as_json:
+        typer.echo(json.dumps(report, indent=2))
+        return
+    for name, value in report["metrics"].items():
+        typer.echo(f"{name:<16}{value:.4f}")
+    typer.echo(f"{'queries':<16}{report['queries']}")
+    for key, label in (
+        ("missing_queries", "judged but not in the run, counted as 0"),
+        ("ignored_queries", "not judged"),
+    ):
+        if report[key]:
+            _say(f"{report[key]} queries: {label}")
+
+
+@app.command()
+def search(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    query: Annotated[str, typer.Argument(help="What a shopper would type.")],
+    k: Annotated[int, typer.Option("-k", help="How many results.", min=1)] = 10,
+    data: Annotated[Path | None, typer.Option(help="Another data set than the run's own.")] = None,
+) -> None:
+    """Search all documents of the run's data set, exactly; vectors are made once and kept.
+
+    Example: opengcl search runs/gcl "red running shoes" -k 5
+    """
+    from opengcl.config import load_config
+    from opengcl.data import RankedDataset
+    from opengcl.product_search import ProductSearch
+
+    folder = data or Path(load_config(run / "config.yaml", {}).data)
+    for hit in ProductSearch(run, RankedDataset.open(folder))(query, k):
+        typer.echo(f"{hit.rank:>4}  {hit.score:.4f}  {hit.doc_id:<12}  {hit.title}")
+
+
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    baseline: Annotated[Path | None, typer.Option(help="Another run on the same data, shown beside it.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where the data set is now, if it moved.")] = None,
+    note: Annotated[str, typer.Option(help="A sentence about the data, shown at the top.")] = "",
+    out: Annotated[Path | None, typer.Option(help="HTML file; report.html in the run folder by default.")] = None,
+) -> None:
+    """Write a run's report again, for instance with a baseline beside it.
+
+    Example: opengcl report runs/gcl --baseline runs/clip
+    """
+    from opengcl.config import load_config
+    from opengcl.data import RankedDataset
+    from opengcl.report import write_report
+
+    dataset = RankedDataset.open(data or Path(load_config(run / "config.yaml", {}).data))
+    _say(f"{write_report(run, dataset, baseline=baseline, out=out, note=note)}: written")
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="Folder for the shop, both runs and the report.")] = Path("quickstart"),
+    seed: Annotated[int, typer.Option(help="Of the shop and the models.")] = 0,
+) -> None:
+    """Draw a synthetic shop, train plain CLIP and GCL on it with the same budget, compare, report, search."""
+    from opengcl.quickstart import quickstart as run
+
+    run(out, seed=seed, say=typer.echo)
+
+
+def main() -> None:
+    """Entry point: errors that a user can mend are one line; OPENGCL_DEBUG=1 shows where they came from."""
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    _quiet_libraries()
+    try:
+        app()
+    except (ValueError, OSError) as error:
+        if os.environ.get("OPENGCL_DEBUG"):
+            raise
+        _say(f"error: {error}")
+        sys.exit(2)
+
+
+def _quiet_libraries() -> None:
+    """Their bars about loading a file of some megabytes would bury ours."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+
+def _settings(written: list[str]) -> dict[str, Any]:
+    """``name=value`` with the value read as YAML."""
+    settings = {}
+    for part in written:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--set {part!r}: write name=value")
+        settings[name.strip().replace("-", "_")] = yaml.safe_load(value)
+    return settings
+
+
+def _names(written: str) -> list[str]:
+    return [name.strip() for name in written.split(",") if name.strip()]
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
+
+
+def _print_splits(splits: dict[str, dict[str, float]]) -> None:
+    names = list(next(iter(splits.values())))
+    typer.echo("".join([f"{'split':<16}", *(f"{name:>14}" for name in names)]))
+    for split, row in splits.items():
+        cells = (f"{row[name]:>14.0f}" if name == "queries" else f"{row[name]:>14.4f}" for name in names)
+        typer.echo("".join([f"{split:<16}", *cells]))
+
+
+if __name__ == "__main__":
+    main()
