@@ -1,0 +1,190 @@
+"""Batches: each training pair once an epoch, from (seed, epoch, number) alone; relations against a loop; no leaks."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from opengcl.batches import Batches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.data import RankedDataset
+from opengcl.weights import weight_function
+
+from .builders import ranked
+
+WEIGHTS = ("linear", "exponential:decay=10")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RankedDataset:
+    return ranked(tmp_path_factory.mktemp("batches") / "data", queries=30, documents=80, judged=20)
+
+
+def made(kind: str, *, pairs: int = 53, batch_size: int = 8, seed: int = 0) -> Batches:
+    positions = np.arange(pairs) * 3 + 7  # not 0, 1, 2, ...: places and positions must not be mixed up
+    if kind == "shuffled":
+        return ShuffledBatches(positions, batch_size, seed)
+    queries = np.random.default_rng(5).integers(0, 9, pairs)  # not sorted
+    return GroupedBatches(positions, queries, batch_size, min(3, batch_size), seed)
+
+
+def epoch_of(batches: Batches, epoch: int) -> np.ndarray:
+    return np.concatenate([batches.pairs(epoch, number) for number in range(len(batches))])
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.sampled_from(["shuffled", "grouped"]), st.integers(1, 40), st.integers(1, 50), st.integers(0, 99))
+def test_each_pair_at_most_once_an_epoch(kind: str, pairs: int, batch_size: int, seed: int) -> None:
+    batches = made(kind, pairs=pairs, batch_size=batch_size, seed=seed)
+    size = min(pairs, batch_size)
+    assert len(batches) == pairs // size
+    for epoch in range(2):
+        drawn = [batches.pairs(epoch, number) for number in range(len(batches))]
+        assert {len(batch) for batch in drawn} == {size}
+        found = np.concatenate(drawn)
+        assert len(np.unique(found)) == len(found) == len(batches) * size
+        assert set(found) <= set(np.arange(pairs) * 3 + 7)
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "grouped"])
+def test_a_batch_depends_on_seed_epoch_and_number_alone(kind: str) -> None:
+    places = [(epoch, number) for epoch in range(3) for number in range(6)]
+    batches, again = made(kind), made(kind)
+    forward = {place: batches.pairs(*place).copy() for place in places}
+    for place in np.random.default_rng(0).permutation(places).tolist():
+        np.testing.assert_array_equal(again.pairs(*place), forward[tuple(place)])
+    np.testing.assert_array_equal(made(kind).pairs(2, 4), forward[2, 4])  # as a resumed run asks
+
+
+@pytest.mark.parametrize("kind", ["shuffled", "grouped"])
+def test_epochs_and_seeds_differ(kind: str) -> None:
+    orders = [epoch_of(made(kind, seed=seed), epoch).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
+    assert len(set(map(tuple, orders))) == len(orders)
+
+
+def test_all_pairs_come_within_a_few_epochs() -> None:
+    batches = made("shuffled")
+    left_out = set(np.arange(53) * 3 + 7)
+    for epoch in range(6):
+        left_out -= set(epoch_of(batches, epoch).tolist())
+    assert not left_out
+
+
+def test_pairs_of_a_query_come_together() -> None:
+    queries = np.repeat(np.arange(20), 12)[np.random.default_rng(1).permutation(240)]
+    batches = GroupedBatches(np.arange(240), queries, 24, 4, seed=3)
+    partners = Counter()
+    for epoch in range(2):
+        groups = epoch_of(batches, epoch).reshape(-1, 4)  # 12 is a multiple of 4, 24 too: no group is cut
+        assert len(groups) == 60
+        assert (queries[groups] == queries[groups[:, :1]]).all()
+        assert Counter(queries[groups[:, 0]].tolist()) == dict.fromkeys(range(20), 3)
+        partners.update(frozenset(group) for group in groups.tolist())
+        runs = np.diff(queries[groups[:, 0]]) == 0
+        assert runs.mean() < 0.3  # groups of a query are spread over the epoch
+    assert max(partners.values()) == 1  # and mixed anew each epoch
+
+
+def test_the_last_group_of_a_query_is_smaller() -> None:
+    queries = np.repeat(np.arange(50), 7)
+    order = epoch_of(GroupedBatches(np.arange(350), queries, 350, 3, seed=0), 0)
+    assert sorted(order.tolist()) == list(range(350))
+    runs = np.diff(np.flatnonzero(np.r_[True, np.diff(queries[order]) != 0, True]))
+    assert set(runs.tolist()) <= {1, 3, 4, 6, 7}  # 3 + 3 + 1, some by chance side by side
+    assert np.isin(runs, (1, 3)).mean() > 0.8
+
+
+@pytest.mark.parametrize("group", [0, 9])
+def test_a_group_must_fit_the_batch(group: int) -> None:
+    with pytest.raises(ValueError, match=f"docs_per_query is {group}; it must lie between 1 and the batch size, 8"):
+        GroupedBatches(np.arange(20), np.zeros(20, int), 8, group, 0)
+
+
+def test_bad_batches_are_refused() -> None:
+    with pytest.raises(ValueError, match="batch_size is 0"):
+        ShuffledBatches(np.arange(3), 0, 0)
+    with pytest.raises(ValueError, match="no training pair"):
+        ShuffledBatches(np.arange(0), 4, 0)
+    with pytest.raises(IndexError, match="batch 6 of an epoch of 6"):
+        made("shuffled").pairs(0, 6)
+
+
+def loop_weights(dataset: RankedDataset, spec: str, scaling: str) -> dict[tuple[int, int], float]:
+    """(query row, document row) -> weight of every judged pair with a seen document, a query at a time."""
+    function = weight_function(spec)
+    found = {}
+    for query in range(len(dataset.queries)):
+        documents, scores = dataset.qrels.judged(query)
+        seen = [(int(d), float(s)) for d, s in zip(documents, scores, strict=True) if dataset.splits.document_seen[d]]
+        if not seen:
+            continue
+        low, high = 1.0, 100.0
+        if scaling == "query":
+            low, high = min(s for _, s in seen), max(s for _, s in seen)
+        for document, score in seen:
+            scaled = 100.0 if low == high else 1 + 99 * (score - low) / (high - low)
+            found[query, document] = float(function(np.array([scaled]))[0])
+    return found
+
+
+@pytest.mark.parametrize("scaling", ["dataset", "query"])
+@pytest.mark.parametrize("spec", WEIGHTS)
+@pytest.mark.parametrize("grouped", [False, True])
+def test_relations_are_what_a_loop_finds(dataset: RankedDataset, spec: str, scaling: str, grouped: bool) -> None:
+    known = loop_weights(dataset, spec, scaling)
+    pairs = dataset.splits.training_pairs()
+    batches = GroupedBatches(pairs, dataset.qrels.query[pairs], 16, 4, 0) if grouped else ShuffledBatches(pairs, 16, 0)
+    relations = Relations(dataset, weight_function(spec), scaling)
+    seen_off_the_batch = 0
+    for number in range(len(batches)):
+        batch = batches.pairs(0, number)
+        relation = relations.of(batch)
+        sampled = [(int(dataset.qrels.query[p]), int(dataset.qrels.document[p])) for p in batch]
+        queries, documents = relation.queries.tolist(), relation.documents.tolist()
+        assert queries == sorted({query for query, _ in sampled})
+        assert documents == sorted({document for _, document in sampled})
+        named = zip(relation.pair_query, relation.pair_document, strict=True)
+        assert [(queries[i], documents[j]) for i, j in named] == sampled
+        np.testing.assert_allclose(relation.pair_weight, [known[pair] for pair in sampled], rtol=1e-6)
+        expected = {(q, d): known[q, d] for q in queries for d in documents if (q, d) in known}
+        judged = [
+            (queries[i], documents[j]) for i, j in zip(relation.judged_query, relation.judged_document, strict=True)
+        ]
+        assert len(set(judged)) == len(judged)
+        assert dict(zip(judged, relation.judged_weight.tolist(), strict=True)) == pytest.approx(expected, rel=1e-6)
+        assert (np.diff(relation.judged_query) >= 0).all()
+        seen_off_the_batch += len(judged) - len(sampled)
+    assert seen_off_the_batch > 0
+
+
+@pytest.mark.parametrize("grouped", [False, True])
+def test_no_novel_row_in_an_epoch(dataset: RankedDataset, grouped: bool) -> None:
+    pairs = dataset.splits.training_pairs()
+    batches = GroupedBatches(pairs, dataset.qrels.query[pairs], 16, 4, 0) if grouped else ShuffledBatches(pairs, 16, 0)
+    relations = Relations(dataset, weight_function("linear"), "query")
+    queries, documents = set(), set()
+    for number in range(len(batches)):
+        relation = relations.of(batches.pairs(0, number))
+        queries.update(relation.queries.tolist())
+        documents.update(relation.documents.tolist())
+    assert len(queries) > 15
+    assert len(documents) > 30
+    assert dataset.splits.query_seen[sorted(queries)].all()
+    assert dataset.splits.document_seen[sorted(documents)].all()
+    assert not dataset.splits.document_seen.all()  # there was something to leak
+    assert not dataset.splits.query_seen.all()
+
+
+@pytest.mark.parametrize("scaling", ["dataset", "query"])
+def test_scores_of_novel_documents_change_no_weight(tmp_path: Path, scaling: str) -> None:
+    lowest, highest = (ranked(tmp_path / str(score), novel_score=score) for score in (1.0, 100.0))
+    pairs = lowest.splits.training_pairs()
+    np.testing.assert_array_equal(pairs, highest.splits.training_pairs())
+    one, other = (Relations(data, weight_function("linear"), scaling).of(pairs) for data in (lowest, highest))
+    for name in ("queries", "documents", "pair_weight", "judged_query", "judged_document", "judged_weight"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert len(np.unique(one.pair_weight)) > 5
