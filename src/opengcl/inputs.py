@@ -77,10 +77,11 @@ class Inputs:
             image_cache_bytes: Above this size of all pictures together, they are decoded per batch instead.
             progress: Show a bar.
         """
-        folder.mkdir(parents=True, exist_ok=True)
-        for field in self._fields:
+        for number, field in enumerate(self._fields):
+            part = folder / str(number)  # a field's name may hold what a file's cannot
+            part.mkdir(parents=True, exist_ok=True)
             build = _CachedText.build if self._records.fields[field] == "text" else _CachedImages.build
-            cached = build(self._encoder, self._records, field, folder, image_cache_bytes, progress)
+            cached = build(self._encoder, self._records, field, part, image_cache_bytes, progress)
             if cached is not None:
                 self._sources[field] = cached
 
@@ -159,7 +160,7 @@ class _CachedText:
         ):
             return None  # StaticEmbedding, flattened or multi-modal features: made per batch
         rest = {key: value for key, value in probe.items() if key not in padded}
-        files = {key: (folder / f"{field}.{key}.bin").open("wb") for key in padded}
+        files = {key: (folder / f"{key}.bin").open("wb") for key in padded}
         lengths = np.zeros(len(rows), dtype=np.int64)
         try:
             for start, chunk in _chunks(rows, f"tokenising {field}", progress):
@@ -171,7 +172,7 @@ class _CachedText:
         finally:
             for file in files.values():
                 file.close()
-        flat = {key: np.memmap(folder / f"{field}.{key}.bin", dtype=np.int32, mode="r") for key in padded}
+        flat = {key: np.memmap(folder / f"{key}.bin", dtype=np.int32, mode="r") for key in padded}
         place = np.full(len(records), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
         tokenizer = encoder.tokenizer
@@ -221,7 +222,7 @@ class _CachedImages:
         shape = (len(rows), *probe["pixel_values"].shape[1:])
         if 4 * np.prod(shape, dtype=np.float64) > limit_bytes:
             return None
-        pixels = np.memmap(folder / f"{field}.pixels.bin", dtype=np.float32, mode="w+", shape=shape)
+        pixels = np.memmap(folder / "pixels.bin", dtype=np.float32, mode="w+", shape=shape)
         for start, chunk in _chunks(rows, f"decoding {field}", progress):
             pixels[start : start + len(chunk)] = preprocess(encoder, records, field, chunk)["pixel_values"].numpy()
         pixels.flush()
