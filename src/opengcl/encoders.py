@@ -36,7 +36,7 @@ def make_encoder(name: str, dataset: RankedDataset, *, seed: int, dim: int | Non
     """
     if name == TINY:
         return tiny_clip(training_texts(dataset), seed=seed, dim=dim or 128)
-    if "=" in name:
+    if name.startswith(("text=", "image=")):
         return two_towers(**_towers(name), seed=seed, dim=dim or 256)
     if dim is not None:
         raise ModelError(f"dim is for 'tiny' and two towers; {name!r} has its own width")
@@ -150,14 +150,14 @@ def two_towers(text: str, image: str, *, dim: int, seed: int = 0) -> SentenceTra
         text: A sentence-transformers text model; its own pooling is kept.
         image: A Hugging Face image model (ViT, DINOv2, ...), mean-pooled over its patches.
         dim: Width of the common vectors.
-        seed: Of the two projections.
+        seed: Of the two projections, and of weights that a tower's files lack.
 
     Raises:
         ModelError: A tower cannot be opened, or reads the wrong thing.
     """
-    text_tower, image_tower = _modules(text, "text"), _modules(image, "image")
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed)  # also of weights that a tower's files lack, such as a pooling layer's
+        text_tower, image_tower = _modules(text, "text"), _modules(image, "image")
         for tower in (text_tower, image_tower):
             tower.append(Dense(_width(tower), dim, bias=False, activation_function=torch.nn.Identity()))
     router = Router(
@@ -179,7 +179,7 @@ def _width(modules: list[torch.nn.Module]) -> int:
 
 
 def _towers(name: str) -> dict[str, str]:
-    towers = dict(part.partition("=")[::2] for part in name.split(","))
-    if set(towers) != {"text", "image"}:
+    towers = [part.partition("=")[::2] for part in name.split(",")]
+    if sorted(tower for tower, _ in towers) != ["image", "text"] or not all(model for _, model in towers):
         raise ModelError(f"two towers are written text=MODEL,image=MODEL; found {name!r}")
-    return towers
+    return dict(towers)
