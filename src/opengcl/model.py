@@ -255,8 +255,11 @@ def _read_card(file: Path) -> tuple[FieldMix, float | None, dict[str, Any]]:
         unknown = [kind for side in types for kind in side.values() if kind not in get_args(FieldType)]
         if unknown:
             raise ModelError(f"{file}: field type {unknown[0]!r}; allowed: {', '.join(get_args(FieldType))}")
-        return FieldMix(weights[0], weights[1], types[0], types[1]), card["logit_scale"], dict(card["provenance"])
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        scale = card["logit_scale"]
+        if scale is not None and type(scale) not in (int, float):
+            raise ModelError(f"{file}: logit_scale {scale!r}; allowed: a number or null")
+        return FieldMix(weights[0], weights[1], types[0], types[1]), scale, dict(card["provenance"])
+    except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{file}: not a model card of this project ({type(error).__name__}: {error})") from error
