@@ -18,6 +18,7 @@ setup: $(READY)  ## make .venv with the pinned dependencies; once, and again whe
 # torch stands by its exact version in the same command: else another package may pull a CUDA build of several GB.
 $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
+	@echo "Setting up $(VENV); this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		"$(TORCH)" --editable '.[lora,test,check,docs]' --constraint $(CONSTRAINTS)
@@ -38,7 +39,7 @@ check: $(READY)  ## lint, docstring lint (ruff's D rules), format, types
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation into site/; a broken link is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 bench: $(READY)  ## time what benchmarks/ times, on one thread
 	set -e; for file in benchmarks/*_speed.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file"; done

@@ -1,0 +1,179 @@
+"""What the documentation names exists: commands, options, settings, files, links, Python names."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import re
+import shlex
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+import yaml
+
+import opengcl
+from opengcl.cli import app
+from opengcl.config import TrainConfig
+from opengcl.loss import TARGETS
+from opengcl.weights import WEIGHTS, weight_function
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
+FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+# Options of other programs that the pages mention.
+FOREIGN = {"--nproc-per-node", "--no-python"}
+
+
+def name_of(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+every_page = pytest.mark.parametrize("page", PAGES, ids=name_of)
+
+
+def blocks(page: Path, language: str) -> list[str]:
+    return [body for found, body in FENCE.findall(page.read_text(encoding="utf-8")) if found == language]
+
+
+def prose(page: Path) -> str:
+    return FENCE.sub("", page.read_text(encoding="utf-8"))
+
+
+def shell_lines() -> Iterator[tuple[str, list[str]]]:
+    """(where, words) of every command in the pages' bash blocks."""
+    for page in PAGES:
+        for body in blocks(page, "bash"):
+            for line in body.replace("\\\n", " ").splitlines():
+                words = shlex.split(line, comments=True)
+                if words:
+                    yield f"{name_of(page)}: {line.strip()}", words
+
+
+LINES = list(shell_lines())
+OURS = [(where, words[words.index("opengcl") + 1 :]) for where, words in LINES if "opengcl" in words]
+
+
+def option_names(command: Any) -> set[str]:
+    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+
+
+@pytest.mark.parametrize("words", [words for _, words in OURS], ids=[where for where, _ in OURS])
+def test_commands_in_bash_blocks_parse(words: list[str]) -> None:
+    name, *arguments = words
+    assert name in COMMANDS, f"opengcl {name}: the commands are {', '.join(COMMANDS)}"
+    context = COMMANDS[name].make_context(name, list(arguments))  # raises on unknown options and missing arguments
+    settings = {part.partition("=")[0] for part in context.params.get("setting") or ()}
+    assert settings <= {field.name for field in dataclasses.fields(TrainConfig)}
+    if context.params.get("weights"):
+        weight_function(context.params["weights"])
+
+
+def test_every_command_is_shown() -> None:
+    assert {words[0] for _, words in OURS} == set(COMMANDS)
+
+
+def test_make_targets_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    named = {words[1] for _, words in LINES if words[0] == "make"}
+    assert {"quickstart", "test"} <= named <= targets
+
+
+@every_page
+def test_options_in_prose_exist(page: Path) -> None:
+    known = FOREIGN.union(*map(option_names, COMMANDS.values()))
+    code = re.findall(r"`([^`\n]+)`", prose(page))
+    named = {option for span in code for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
+    assert named <= known
+
+
+@every_page
+def test_commands_in_prose_exist(page: Path) -> None:
+    named = re.findall(r"`opengcl ([a-z]+)", prose(page))
+    assert set(named) <= set(COMMANDS)
+
+
+@every_page
+def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
+    for body in blocks(page, "python"):
+        for node in ast.walk(ast.parse(body)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opengcl"):
+                module = importlib.import_module(node.module or "")
+                assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "opengcl":
+                assert node.attr in opengcl.__all__
+
+
+def test_the_readme_shows_the_public_names() -> None:
+    shown = "\n".join(blocks(ROOT / "README.md", "python")) + prose(ROOT / "README.md")
+    for name in ("TrainConfig", "train", "BiEncoder", "RankedDataset", "evaluate", "gcl_loss", "GCLLoss"):
+        assert f"opengcl.{name}" in shown
+        assert callable(getattr(opengcl, name))
+
+
+def heading_anchors(page: Path) -> set[str]:
+    titles = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", title).strip().lower().replace(" ", "-") for title in titles}
+
+
+@every_page
+def test_internal_links_resolve(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", prose(page)):
+        if target.startswith(("http://", "https://")):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = (page.parent / path).resolve() if path else page
+        assert linked.exists(), f"{name_of(page)} links to {target}"
+        if anchor:
+            assert anchor in heading_anchors(linked), f"{name_of(page)} links to {target}"
+
+
+def test_the_table_of_settings_is_whole_and_its_defaults_true() -> None:
+    rows = re.findall(r"^\| `(\w+)` \| ([^|]+) \|", prose(ROOT / "docs/training.md"), re.MULTILINE)
+    told = {name: default.strip().strip("`") for name, default in rows}
+    actual: dict[str, str] = {}
+    for field in dataclasses.fields(TrainConfig):
+        if field.default is dataclasses.MISSING:
+            actual[field.name] = "required"
+        else:
+            actual[field.name] = yaml.safe_dump(field.default).split("\n")[0].replace("null", "none")
+    assert {name: told.get(name) for name in actual} == actual
+
+
+def test_the_method_names_every_weight_function_and_target() -> None:
+    text = prose(ROOT / "docs/method.md")
+    assert [name for name in WEIGHTS if f"| `{name}` |" not in text] == []
+    assert [name for name in TARGETS if f"    {name}: " not in text] == []
+
+
+def test_the_architecture_names_every_module() -> None:
+    text = prose(ROOT / "docs/architecture.md")
+    source = ROOT / "src/opengcl"
+    modules = [str(file.relative_to(source)) for file in source.rglob("*.py") if file.name != "__init__.py"]
+    assert [module for module in modules if f"`{module}`" not in text] == []
+    named = re.findall(r"`([\w/]+\.py)`", text)
+    assert [name for name in named if name not in modules and not (ROOT / name).exists() and "test_x" not in name] == []
+
+
+def test_every_dependency_is_justified() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    required = [
+        *project["dependencies"],
+        *(one for extra in project["optional-dependencies"].values() for one in extra),
+    ]
+    names = {re.split(r"[\[<>=~! ]", requirement)[0] for requirement in required}
+    text = prose(ROOT / "docs/dependencies.md")
+    assert [name for name in sorted(names) if f"| `{name}` |" not in text] == []
+
+
+def test_pinned_versions_are_within_what_is_declared() -> None:
+    pinned = (ROOT / "requirements/constraints.txt").read_text(encoding="utf-8")
+    torch = re.search(r"^torch==(\S+)$", pinned, re.MULTILINE)
+    assert torch
+    for page in (ROOT / "README.md", ROOT / "docs/dependencies.md"):
+        assert set(re.findall(r"torch==([\d.]+)", page.read_text(encoding="utf-8"))) == {torch[1]}
