@@ -92,12 +92,13 @@ class RankingObjective(nn.Module):
 
     def _pairwise_loss(self, queries: FieldEmbeddings, documents: FieldEmbeddings, known: Known) -> Tensor:
         query_weights, document_weights = self.model.mix.query.values(), self.model.mix.document.values()
+        rows = list(zip(*_gathered(queries, known.queries), query_weights, strict=True))
+        columns = list(zip(*_gathered(documents, known.documents), document_weights, strict=True))
         losses, shares = [], []
-        for query, query_present, query_weight in zip(*_gathered(queries, known.queries), query_weights, strict=True):
-            columns = zip(*_gathered(documents, known.documents), document_weights, strict=True)
+        for query, query_present, query_weight in rows:
             for document, document_present, document_weight in columns:
                 left = known.restricted(query_present, document_present)
-                if left is not None:
+                if left.has_weight(self.target):
                     losses.append(self._loss(query[query_present], document[document_present], left))
                     shares.append(query_weight * document_weight)
         if not losses:
@@ -133,24 +134,28 @@ class Known:
     def pairs_among_pairs(self) -> Tensor:
         """Sparse (pairs, pairs): entry (i, j) where the document of pair j is judged for the query of pair i."""
         pairs = len(self.pair_query)
-        # (pair i, its query) x (query, judged document) x (document, pair j): rows of one sparse product.
-        ones = torch.ones_like(self.pair_weight)
-        number = torch.arange(pairs, device=ones.device)
-        of_query = _sparse(torch.stack([number, self.pair_query]), ones, (pairs, self.queries))
-        of_document = _sparse(torch.stack([self.pair_document, number]), ones, (self.documents, pairs))
-        judged = torch.stack([self.judged_query, self.judged_document])
-        known = _sparse(judged, torch.ones_like(self.judged_weight), (self.queries, self.documents))
-        index = torch.sparse.mm(torch.sparse.mm(of_query, known), of_document).coalesce().indices()
-        weight = torch.where(index[0] == index[1], self.pair_weight[index[0]], 0.0)
-        return _sparse(index, weight, (pairs, pairs))
+        of_query = _Groups(self.pair_query, self.queries)
+        of_document = _Groups(self.pair_document, self.documents)
+        # A judged (query, document) is known for every pair i of that query and every pair j of that document.
+        left, right = of_query.counts[self.judged_query], of_document.counts[self.judged_document]
+        made = left * right
+        entry = torch.repeat_interleave(torch.arange(len(made), device=made.device), made)
+        number = torch.arange(len(entry), device=made.device) - (made.cumsum(0) - made)[entry]
+        i = of_query.member(self.judged_query[entry], number // right[entry])
+        j = of_document.member(self.judged_document[entry], number % right[entry])
+        weight = torch.where(i == j, self.pair_weight[i], 0.0)
+        return _sparse(torch.stack([i, j]), weight, (pairs, pairs))
 
-    def restricted(self, query_present: Tensor, document_present: Tensor) -> Known | None:
-        """The relation among the rows that have a field, renumbered; None where no weight is left."""
+    def has_weight(self, target: Target) -> bool:
+        """Whether any pair that the target uses has a weight above 0."""
+        weight = self.pair_weight if target in ("diagonal", "masked") else self.judged_weight
+        return bool((weight > 0).any())
+
+    def restricted(self, query_present: Tensor, document_present: Tensor) -> Known:
+        """The relation among the rows that have a field, renumbered."""
         query_place, document_place = query_present.cumsum(0) - 1, document_present.cumsum(0) - 1
         pair = query_present[self.pair_query] & document_present[self.pair_document]
         judged = query_present[self.judged_query] & document_present[self.judged_document]
-        if not bool((self.pair_weight[pair] > 0).any()):
-            return None
         return Known(
             int(query_present.sum()),
             int(document_present.sum()),
@@ -163,6 +168,19 @@ class Known:
                 "judged_weight": self.judged_weight[judged],
             },
         )
+
+
+class _Groups:
+    """Members of numbered groups: which elements of ``group`` equal g, for every g."""
+
+    def __init__(self, group: Tensor, groups: int) -> None:
+        self.order = group.argsort(stable=True)
+        self.counts = torch.bincount(group, minlength=groups)
+        self.starts = self.counts.cumsum(0) - self.counts
+
+    def member(self, group: Tensor, number: Tensor) -> Tensor:
+        """The ``number``-th member of each asked group."""
+        return self.order[self.starts[group] + number]
 
 
 def relation_tensors(relation: Relation) -> dict[str, Tensor]:
