@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
@@ -95,6 +97,7 @@ def tiny_clip(
         },
         vision_config={**tower, "num_hidden_layers": image_layers, "image_size": image_size, "patch_size": 16},
         projection_dim=dim,
+        architectures=["CLIPModel"],
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -102,9 +105,10 @@ def tiny_clip(
     images = CLIPImageProcessorPil(
         size={"shortest_edge": image_size}, crop_size={"height": image_size, "width": image_size}
     )
-    # sentence-transformers opens encoders from folders only.
+    # sentence-transformers opens encoders from folders only; a model's save_pretrained writes on the first rank only.
     with tempfile.TemporaryDirectory() as folder:
-        model.save_pretrained(folder)
+        config.save_pretrained(folder)
+        save_file(model.state_dict(), Path(folder) / "model.safetensors", metadata={"format": "pt"})
         CLIPProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(folder)
         return SentenceTransformer(folder, device="cpu")
 
