@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from opengcl.evaluation import evaluate
     from opengcl.loss import gcl_loss
     from opengcl.model import BiEncoder
-    from opengcl.sbert import GCLLoss, GradedRetrievalEvaluator
+    from opengcl.sbert import GCLLoss, GradedRetrievalEvaluator, RankedPairs
     from opengcl.training import train
 
 # Loaded when first used, so that `opengcl --help` and the metrics do not wait for torch.
@@ -20,6 +20,7 @@ _HOMES = {
     "GCLLoss": "opengcl.sbert",
     "GradedRetrievalEvaluator": "opengcl.sbert",
     "RankedDataset": "opengcl.data",
+    "RankedPairs": "opengcl.sbert",
     "TrainConfig": "opengcl.config",
     "evaluate": "opengcl.evaluation",
     "gcl_loss": "opengcl.loss",
@@ -32,6 +33,7 @@ __all__ = [
     "GCLLoss",
     "GradedRetrievalEvaluator",
     "RankedDataset",
+    "RankedPairs",
     "TrainConfig",
     "__version__",
     "evaluate",

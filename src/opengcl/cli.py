@@ -80,6 +80,7 @@ def train(
     Example: opengcl train --data shop --model tiny --out runs/gcl --fields image=0.9,title=0.1
     """
     from opengcl.config import load_config
+    from opengcl.distributed import leave_ranks, rank
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
@@ -107,6 +108,10 @@ def train(
     if config is None and resume and (out / "config.yaml").is_file():
         config = out / "config.yaml"
     run(load_config(config, given), resume=resume, baseline=baseline)
+    first = rank() == 0
+    leave_ranks()
+    if not first:
+        return
     _say(f"{out}: trained. Open {out / 'report.html'}")
     _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from accelerate import PartialState
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,8 +22,31 @@ def rank() -> int:
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
+def join_ranks(*, cpu: bool) -> None:
+    """Meet the other processes that ``torchrun`` started; nothing to do without it.
+
+    Args:
+        cpu: Whether they compute on the CPU (gloo) even where there is a GPU.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        PartialState(cpu=cpu)
+
+
+def wait_for_ranks() -> None:
+    """Return when every rank has come here."""
+    if world_size() > 1:
+        dist.barrier()
+
+
+def leave_ranks() -> None:
+    """Part from the other processes, once all of them are done."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def slice_of_rank(rows: int, this_rank: int, ranks: int) -> slice:
-    """The consecutive rows that a rank owns; sizes differ by one at most, early ranks own the longer ones."""
+    """The consecutive rows that a rank owns; sizes differ by one at most."""
     return slice(rows * this_rank // ranks, rows * (this_rank + 1) // ranks)
 
 

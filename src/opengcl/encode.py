@@ -21,13 +21,24 @@ def inputs_for(model: BiEncoder, records: Records, side: Side) -> Inputs:
     """The inputs of a table for a model's fields of one side.
 
     Raises:
-        ValueError: The table lacks a field of the model, or has it with another type.
+        ValueError: The table lacks a field of the model, or has it with another type, or has rows without any of the
+            fields; the message names them.
     """
     for name, kind in model.mix.types(side).items():
         if records.fields.get(name) != kind:
             found = f"which is {records.fields[name]}" if name in records.fields else "which the data set lacks"
             raise ValueError(f"the model reads the {side} field {name!r} as {kind}, {found}")
-    return Inputs(model.encoder, records, list(model.mix.weights(side)))
+    fields = list(model.mix.weights(side))
+    every = np.arange(len(records))
+    without = np.flatnonzero(~np.any([records.present(field, every) for field in fields], axis=0))
+    if len(without):
+        named = ", ".join(map(repr, records.ids(without[:5])))
+        more = ", ..." if len(without) > 5 else ""
+        raise ValueError(
+            f"{len(without)} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
+            f"({side} {named}{more}); add a field that they have, or take them out of the data set"
+        )
+    return Inputs(model.encoder, records, fields)
 
 
 def encode(
@@ -57,7 +68,7 @@ def encode(
         float32, one unit row each.
 
     Raises:
-        ValueError: A row has none of the fields, or its vector is not finite; the message names it.
+        ValueError: As `inputs_for`, or a vector is not finite; the message names its row.
     """
     inputs = inputs or inputs_for(model, records, side)
     own = rows[slice_of_rank(len(rows), rank(), world_size())]
@@ -97,10 +108,6 @@ def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, in
     try:
         with torch.inference_mode():
             fields = model.encode_fields(to_device(inputs.of(rows), model.device), side)
-            without = ~fields.present.any(0)
-            if bool(without.any()):
-                name = records.ids(rows[without.cpu().numpy()])[0]
-                raise ValueError(f"{side} {name!r} has none of the fields {', '.join(model.mix.weights(side))}")
             vectors = model.fuse(fields, side)
     finally:
         model.train(was_training)

@@ -23,7 +23,9 @@ QUERY = "red backpack"
 _SHOWN = ("ndcg@10", "recall@100")
 
 
-def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) -> Path:
+def quickstart(
+    out: Path, *, seed: int = 0, products: int = 800, epochs: float = 20, say: Callable[[str], None] = print
+) -> Path:
     """Make the shop, train both models, compare them, write the report and search once.
 
     Whatever an earlier call finished in ``out`` is kept and used; what it left half-done is done again.
@@ -31,6 +33,8 @@ def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) 
     Args:
         out: Folder for everything.
         seed: Of the shop and of both models.
+        products: How many the shop has.
+        epochs: Of each model.
         say: Where the story goes.
 
     Returns:
@@ -40,7 +44,7 @@ def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) 
     shop = out / "shop"
     if not (shop / "dataset.yaml").is_file():
         say(f"Drawing a synthetic shop into {shop}")
-        make_shop(shop, seed=seed)
+        make_shop(shop, products=products, seed=seed)
     baseline = TrainConfig(
         data=str(shop),
         model="tiny",
@@ -48,7 +52,7 @@ def quickstart(out: Path, *, seed: int = 0, say: Callable[[str], None] = print) 
         fields={"image": 0.5, "title": 0.5},
         weights="constant",
         target="diagonal",
-        epochs=20,
+        epochs=epochs,
         batch_size=256,
         evaluations=5,
         seed=seed,

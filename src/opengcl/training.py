@@ -28,7 +28,7 @@ import opengcl
 from opengcl.batches import Batches, GroupedBatches, Relations, ShuffledBatches
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
-from opengcl.distributed import rank, slice_of_rank, world_size
+from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, evaluate
@@ -71,9 +71,13 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
             loss stopped being finite.
         ValueError: Settings that do not fit the data set or the model.
     """
+    join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
-    dataset = RankedDataset.open(config.data, progress=progress)
-    if not _claim(out, config, dataset, resume):
+    dataset = RankedDataset.open(config.data, progress=progress and rank() == 0)
+    if rank() == 0:
+        _claim(out, config, dataset, resume)
+    wait_for_ranks()
+    if (out / "metrics.json").is_file():
         logger.warning("%s: this run has ended; nothing to resume", out)
         return out
     objective = build_objective(config, dataset)
@@ -88,6 +92,7 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     if rank() == 0:
         _write_results(out, model, dataset, evaluation, trainer.state.log_history)
         write_report(out, dataset, baseline=baseline)
+    wait_for_ranks()
     return out
 
 
@@ -103,7 +108,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         add_adapters(encoder, config.lora_rank)
     if config.gradient_checkpointing:
         for backbone in backbones(encoder):
-            backbone.gradient_checkpointing_enable({"use_reentrant": False})
+            backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
         BiEncoder(encoder, mix),
         target=config.target,
@@ -206,7 +211,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         rows = inputs.pop("rows")
         loss: Tensor = model(**inputs)["loss"]
         if not bool(torch.isfinite(loss)):
-            raise self._not_finite(float(loss), rows)
+            raise self._not_finite(loss.item(), rows)
         return loss
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
@@ -273,8 +278,8 @@ class _LastStep(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
 
-def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, resume: bool) -> bool:
-    """Check and mark the run folder; False where the run in it has ended."""
+def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, resume: bool) -> None:
+    """Mark the run folder as this run's, or check that it is."""
     written, identity = out / "config.yaml", out / "data.json"
     data = {"name": dataset.schema.name, "fingerprint": dataset.fingerprint}
     if resume:
@@ -284,14 +289,12 @@ def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, resume: bool)
         found = json.loads(identity.read_text(encoding="utf-8"))
         if found != data:
             raise TrainError(f"{out}: the data set has changed since this run began ({found} then, {data} now)")
-        return not (out / "metrics.json").is_file()
+        return
     if out.exists() and any(out.iterdir()):
         raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
-    if rank() == 0:
-        out.mkdir(parents=True, exist_ok=True)
-        identity.write_text(json.dumps(data) + "\n", encoding="utf-8")
-        config.write(written)
-    return True
+    out.mkdir(parents=True, exist_ok=True)
+    identity.write_text(json.dumps(data) + "\n", encoding="utf-8")
+    config.write(written)
 
 
 def _check_same(out: Path, before: TrainConfig, now: TrainConfig) -> None:

@@ -1,0 +1,107 @@
+"""Evaluation against a plain loop over queries, on hand-made vectors; and what it writes, read back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from opengcl.compare import compare
+from opengcl.data import SPLITS, RankedDataset
+from opengcl.encode import encode, encode_texts
+from opengcl.evaluation import LISTED, evaluate
+from opengcl.model import BiEncoder, FieldMix
+from opengcl.run_metrics import metrics_of_files
+
+from .builders import clip, ranked
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> RankedDataset:
+    return ranked(tmp_path_factory.mktemp("evaluation") / "toy", queries=30, documents=60, judged=20)
+
+
+@pytest.fixture(scope="module")
+def model(dataset: RankedDataset) -> BiEncoder:
+    encoder = clip()
+    return BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema, None, {"title": 1.0, "image": 3.0}))
+
+
+def ndcg_of_one(gains: list[float], judged: list[float], k: int) -> float:
+    best = sum(g / np.log2(rank + 2) for rank, g in enumerate(sorted(judged, reverse=True)[:k]))
+    return float(sum(g / np.log2(rank + 2) for rank, g in enumerate(gains[:k])) / best)
+
+
+@pytest.mark.parametrize("part", ["dev", "test", "all"])
+def test_equals_a_loop_over_queries(dataset: RankedDataset, model: BiEncoder, part: str) -> None:
+    found = evaluate(model, dataset, part=part, metrics=("ndcg@10", "recall@5"))
+    queries = encode(model, dataset.queries, "query", np.arange(len(dataset.queries)))
+    documents = encode(model, dataset.documents, "document", np.arange(len(dataset.documents)))
+    for row in found.per_query.to_pylist():
+        query = dataset.queries.row(row["query_id"])
+        half = dataset.splits.document_rows(row["split"])
+        order = half[np.argsort(-(documents[half] @ queries[query]), kind="stable")]
+        judged = dict(zip(*(part.tolist() for part in dataset.qrels.judged(query)), strict=True))
+        gains = [judged.get(int(document), 0.0) for document in order]
+        inside = [score for document, score in judged.items() if document in set(half.tolist())]
+        assert row["ndcg@10"] == pytest.approx(ndcg_of_one(gains, inside, 10), abs=1e-9)
+        assert row["recall@5"] == pytest.approx(sum(g > 0 for g in gains[:5]) / len(inside), abs=1e-9)
+        seen = dataset.splits.query_seen[query]
+        trained = sum(bool(dataset.splits.document_seen[document]) for document in judged) if seen else 0
+        assert row["pairs"] == trained
+    expected = sum(len(dataset.splits.query_rows(split, part)) for split in SPLITS)
+    assert found.per_query.num_rows == expected == sum(row["queries"] for row in found.splits().values())
+
+
+def test_a_split_is_searched_over_its_own_half(dataset: RankedDataset, model: BiEncoder) -> None:
+    listed = evaluate(model, dataset, part="all", splits=["zero_shot"]).results
+    rows = dataset.documents.find(listed["doc_id"].to_pylist())
+    assert not dataset.splits.document_seen[rows].any()
+    assert listed.num_rows == LISTED * len(dataset.splits.query_rows("zero_shot", "all"))
+
+
+def test_run_files_give_the_same_numbers(dataset: RankedDataset, model: BiEncoder, tmp_path: Path) -> None:
+    found = evaluate(model, dataset, part="all", runs=tmp_path)
+    for split, row in found.splits().items():
+        report = metrics_of_files(
+            tmp_path / f"{split}.qrels.parquet", tmp_path / f"{split}.run.parquet", found.metrics, ties="input"
+        )
+        assert report["metrics"] == pytest.approx({name: row[name] for name in found.metrics}, abs=1e-9)
+
+
+def test_written_files_hold_the_table_and_can_be_compared(
+    dataset: RankedDataset, model: BiEncoder, tmp_path: Path
+) -> None:
+    found = evaluate(model, dataset)
+    for name in ("a", "b"):
+        found.write(tmp_path / f"{name}.json", per_query=tmp_path / f"{name}.parquet", model="toy")
+    content = json.loads((tmp_path / "a.json").read_text())
+    assert content["splits"] == found.splits()
+    assert {"ndcg@10", "err", "rbp@0.9", "recall@100", "mrr", "queries"} <= set(content["splits"]["in_domain"])
+    assert pq.read_table(tmp_path / "a.parquet").equals(found.per_query)
+    rows = compare([tmp_path / "a.json", tmp_path / "b.json"], resamples=50).rows
+    assert rows
+    assert all(row.difference in (None, 0.0) for row in rows)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_requests_are_refused(dataset: RankedDataset, model: BiEncoder) -> None:
+    with pytest.raises(ValueError, match="unknown split 'cold'"):
+        evaluate(model, dataset, splits=["cold"])
+    with pytest.raises(ValueError, match="unknown part 'train'"):
+        evaluate(model, dataset, part="train")
+    with pytest.raises(ValueError, match="ndcg@K"):
+        evaluate(model, dataset, metrics=["ndgc@10"])
+
+
+def test_typed_queries_get_the_vectors_of_the_table(dataset: RankedDataset, model: BiEncoder) -> None:
+    rows = np.arange(5)
+    texts = [text or "" for text in dataset.queries.texts("query", rows)]
+    typed = torch.from_numpy(encode_texts(model, texts))
+    torch.testing.assert_close(typed, torch.from_numpy(encode(model, dataset.queries, "query", rows)))
+    with pytest.raises(ValueError, match="blank"):
+        encode_texts(model, ["shoe", "  "])

@@ -1,0 +1,266 @@
+"""Real training runs on a small synthetic shop: what they write, and that nothing can be lost or mixed up."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from sentence_transformers import SentenceTransformer
+from transformers import TrainerCallback
+
+import opengcl.training
+from opengcl import BiEncoder, RankedDataset, TrainConfig, make_shop, train
+from opengcl.encode import encode
+from opengcl.evaluation import evaluate
+from opengcl.training import RankingTrainer, TrainError
+
+SPLITS = {"in_domain", "novel_query", "novel_document", "zero_shot"}
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_shop(tmp_path_factory.mktemp("shop") / "shop", products=60, queries=40, image_size=32)
+
+
+def config(shop: Path, out: Path, **settings: object) -> TrainConfig:
+    defaults: dict[str, object] = {"dim": 32, "batch_size": 64, "epochs": 2, "evaluations": 3, "device": "cpu"}
+    return TrainConfig(data=str(shop), model="tiny", out=str(out), **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def assert_same_run(one: Path, two: Path) -> None:
+    for name, value in weights(one).items():
+        assert torch.equal(value, weights(two)[name]), name
+    contents = [json.loads((run / "metrics.json").read_text()) for run in (one, two)]
+    assert contents[0]["splits"] == contents[1]["splits"]
+    cards = [json.loads((run / "model" / "opengcl.json").read_text()) for run in (one, two)]
+    assert cards[0]["logit_scale"] == cards[1]["logit_scale"]
+
+
+@pytest.fixture(scope="module")
+def run(shop: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run."""
+    return train(config(shop, tmp_path_factory.mktemp("runs") / "whole"), progress=False)
+
+
+def test_the_run_folder_is_whole(run: Path, shop: Path) -> None:
+    for name in ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json", "report.html"):
+        assert (run / name).stat().st_size > 0
+    assert list((run / "tensorboard").glob("events.*"))
+    assert not (run / "cache").exists()
+    content = json.loads((run / "metrics.json").read_text())
+    assert set(content["splits"]) == SPLITS
+    assert content["provenance"]["data"]["fingerprint"] == RankedDataset.open(shop).fingerprint
+    history = json.loads((run / "history.json").read_text())
+    evaluations = [entry for entry in history if "eval_ndcg@10" in entry]
+    assert len(evaluations) == 3
+    assert evaluations[-1]["step"] == content["provenance"]["steps"]
+    losses = [entry["loss"] for entry in history if "loss" in entry]
+    assert losses[-1] < losses[0]
+
+
+def test_nothing_in_the_run_folder_is_pickled_but_the_optimiser(run: Path) -> None:
+    suffixes = {file.suffix for file in (run / "model").rglob("*") if file.is_file()}
+    assert suffixes == {".json", ".safetensors"}
+    assert not list(run.rglob("training_args.bin"))
+
+
+def test_the_best_checkpoint_is_the_model(run: Path, shop: Path) -> None:
+    history = json.loads((run / "history.json").read_text())
+    best = max(entry["eval_ndcg@10"] for entry in history if "eval_ndcg@10" in entry)
+    splits = evaluate(
+        BiEncoder.load(run), RankedDataset.open(shop), part="dev", metrics=["ndcg@10"], depth=100
+    ).splits()
+    assert np.mean([row["ndcg@10"] for row in splits.values()]) == pytest.approx(best, abs=1e-9)
+
+
+def test_reloading_gives_the_reported_numbers(run: Path, shop: Path) -> None:
+    content = json.loads((run / "metrics.json").read_text())
+    again = evaluate(BiEncoder.load(run), RankedDataset.open(shop)).splits()
+    for split, row in content["splits"].items():
+        assert again[split] == pytest.approx(row, abs=1e-9)
+
+
+def test_plain_sentence_transformers_opens_the_model(run: Path, shop: Path) -> None:
+    dataset = RankedDataset.open(shop)
+    rows = np.flatnonzero(dataset.queries.present("query", np.arange(10)))
+    plain = SentenceTransformer(str(run / "model"), device="cpu")
+    theirs = plain.encode(dataset.queries.texts("query", rows), normalize_embeddings=True)
+    ours = encode(BiEncoder.load(run), dataset.queries, "query", rows)
+    np.testing.assert_allclose(theirs, ours, atol=1e-6)
+
+
+def test_the_same_seed_gives_the_same_bits(run: Path, shop: Path, tmp_path: Path) -> None:
+    assert_same_run(run, train(config(shop, tmp_path / "again"), progress=False))
+
+
+class StopAt(TrainerCallback):
+    """Stands for a crash just after a step."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_step_end(self, args, state, control, **_):
+        if state.global_step == self.step:
+            raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("crash", [1, 5, 8])
+def test_a_run_that_was_cut_off_ends_the_same(
+    crash: int, run: Path, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the first checkpoint, in the first epoch and in the second."""
+    steps = json.loads((run / "metrics.json").read_text())["provenance"]["steps"]
+    assert crash < steps
+    started = RankingTrainer.__init__
+
+    def with_a_crash(self: RankingTrainer, *args: object) -> None:
+        started(self, *args)
+        self.add_callback(StopAt(crash))
+
+    settings = config(shop, tmp_path / "cut")
+    monkeypatch.setattr(RankingTrainer, "__init__", with_a_crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(settings, progress=False)
+    monkeypatch.undo()
+    assert_same_run(run, train(settings, resume=True, progress=False))
+
+
+def test_kill_minus_nine_and_resume_on_the_command_line(run: Path, shop: Path, tmp_path: Path) -> None:
+    out = tmp_path / "killed"
+    settings = config(shop, out)
+    file = tmp_path / "settings.yaml"
+    settings.write(file)
+    command = [sys.executable, "-m", "opengcl.cli", "train", "--config", str(file), "--out", str(out)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=os.environ)
+    deadline = time.monotonic() + 120
+    while not list(out.glob("checkpoints/checkpoint-*")) and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / "metrics.json").exists()
+    resumed = subprocess.run([*command, "--resume"], capture_output=True, text=True, env=os.environ, check=False)
+    assert resumed.returncode == 0, resumed.stderr
+    assert_same_run(run, out)
+
+
+def test_resuming_something_else_is_refused(run: Path, shop: Path, tmp_path: Path) -> None:
+    settings = config(shop, run)
+    with pytest.raises(TrainError, match="not empty"):
+        train(settings, progress=False)
+    with pytest.raises(TrainError, match=r"batch_size was 64, now 32; seed was 0, now 1"):
+        train(replace(settings, seed=1, batch_size=32), resume=True, progress=False)
+    other = make_shop(tmp_path / "other", products=60, queries=40, image_size=32, seed=5)
+    (run / "config.yaml").rename(tmp_path / "kept.yaml")
+    try:
+        config(other, run).write(run / "config.yaml")
+        with pytest.raises(TrainError, match="the data set has changed"):
+            train(config(other, run), resume=True, progress=False)
+    finally:
+        (tmp_path / "kept.yaml").rename(run / "config.yaml")
+    with pytest.raises(TrainError, match="holds no run to resume"):
+        train(config(shop, tmp_path / "nothing"), resume=True, progress=False)
+
+
+def test_a_run_that_has_ended_is_left_alone(run: Path, shop: Path) -> None:
+    before = (run / "metrics.json").stat().st_mtime_ns
+    assert train(config(shop, run), resume=True, progress=False) == run
+    assert (run / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_loss_that_is_not_finite_stops_with_the_batch(
+    shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = opengcl.training.RankingObjective.forward
+    calls = iter(range(100))
+
+    def broken(self: torch.nn.Module, *args: object, **inputs: object) -> dict[str, torch.Tensor]:
+        out = forward(self, *args, **inputs)
+        return {"loss": out["loss"] * float("nan")} if next(calls) == 2 else out
+
+    monkeypatch.setattr(opengcl.training.RankingObjective, "forward", broken)
+    with pytest.raises(TrainError, match=r"the loss of step 3 is nan; its batch of \d+ queries \(first: q"):
+        train(config(shop, tmp_path / "broken"), progress=False)
+    listed = json.loads((tmp_path / "broken" / "non_finite_batch.json").read_text())
+    dataset = RankedDataset.open(shop)
+    assert listed["step"] == 3
+    assert dataset.splits.query_seen[dataset.queries.find(listed["queries"])].all()
+    assert dataset.splits.document_seen[dataset.documents.find(listed["documents"])].all()
+
+
+def test_training_reads_seen_pairs_only(shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every row that any batch of a run names is seen; all training pairs that fill batches are used."""
+    batches: list[dict[str, torch.Tensor]] = []
+    compute_loss = RankingTrainer.compute_loss
+
+    def watched(self: RankingTrainer, model: torch.nn.Module, inputs: dict, **options: object) -> torch.Tensor:
+        batches.append({**inputs["rows"], "pairs": inputs["relation"]["pair_weight"]})
+        return compute_loss(self, model, inputs, **options)
+
+    monkeypatch.setattr(RankingTrainer, "compute_loss", watched)
+    train(config(shop, tmp_path / "watched", epochs=1, evaluations=0, docs_per_query=4), progress=False)
+    splits = RankedDataset.open(shop).splits
+    assert sum(len(batch["pairs"]) for batch in batches) == len(splits.training_pairs()) // 64 * 64
+    assert splits.query_seen[torch.cat([batch["queries"] for batch in batches])].all()
+    assert splits.document_seen[torch.cat([batch["documents"] for batch in batches])].all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"combine": "both", "target": "masked"},
+        {"combine": "pairwise", "target": "full", "fields": {"title": 1.0, "image": 3.0}},
+        {"mini_batch_size": 16, "gradient_checkpointing": True},
+        {"lora_rank": 2},
+        {"precision": "bf16", "learn_temperature": False},
+        {"image_cache_gb": 0.0, "scaling": "query", "schedule": "linear"},
+    ],
+    ids=lambda settings: "-".join(settings),
+)
+def test_every_way_of_training_runs(settings: dict, shop: Path, tmp_path: Path) -> None:
+    out = train(config(shop, tmp_path / "run", epochs=1, evaluations=1, **settings), progress=False)
+    assert BiEncoder.load(out).logit_scale > 1
+    names = weights(out)
+    assert not any("lora" in name for name in names)
+
+
+def test_workers_change_nothing(run: Path, shop: Path, tmp_path: Path) -> None:
+    assert_same_run(run, train(config(shop, tmp_path / "workers", workers=2), progress=False))
+
+
+def test_two_ranks_learn_what_one_process_learns(run: Path, shop: Path, tmp_path: Path) -> None:
+    """Same batches, same losses: weights differ by rounding only."""
+    out = tmp_path / "ranks"
+    file = tmp_path / "settings.yaml"
+    config(shop, out).write(file)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29611"]
+    done = subprocess.run(
+        [*launch, "-m", "opengcl.cli", "train", "--config", str(file), "--out", str(out)],
+        capture_output=True,
+        text=True,
+        env=os.environ,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((out / "metrics.json").read_text())["provenance"]["ranks"] == 2
+    losses = [
+        [entry["loss"] for entry in json.loads((folder / "history.json").read_text()) if "loss" in entry]
+        for folder in (run, out)
+    ]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
+    for name, value in weights(run).items():
+        torch.testing.assert_close(weights(out)[name], value, rtol=0, atol=2e-3)
