@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import PreTrainedModel
@@ -12,12 +13,13 @@ def backbones(encoder: SentenceTransformer) -> list[PreTrainedModel]:
     return [module for module in _topmost(encoder) if isinstance(module, PreTrainedModel)]
 
 
-def add_adapters(encoder: SentenceTransformer, rank: int) -> None:
+def add_adapters(encoder: SentenceTransformer, rank: int, *, seed: int = 0) -> None:
     """Freeze the backbones and put a trainable adapter beside each of their linear layers.
 
     Args:
         encoder: Changed in place.
         rank: Of the adapters; their scale alpha is twice that.
+        seed: Of their random halves; the other halves start at 0, so that at first no vector changes.
 
     Raises:
         ValueError: PEFT is not installed, or the encoder has no Hugging Face model in it.
@@ -29,9 +31,11 @@ def add_adapters(encoder: SentenceTransformer, rank: int) -> None:
     models = backbones(encoder)
     if not models:
         raise ValueError("lora_rank: the encoder has no Hugging Face model to put adapters in")
-    for model in models:
-        linear = sorted({name for name, module in model.named_modules() if isinstance(module, nn.Linear)})
-        inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for model in models:
+            linear = sorted({name for name, module in model.named_modules() if isinstance(module, nn.Linear)})
+            inject_adapter_in_model(LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=linear), model)
 
 
 def merge_adapters(encoder: SentenceTransformer) -> None:

@@ -105,7 +105,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
     encoder = make_encoder(config.model, dataset, seed=config.seed, dim=config.dim)
     mix = FieldMix.choose(encoder, dataset.schema, config.query_fields, config.fields)
     if config.lora_rank is not None:
-        add_adapters(encoder, config.lora_rank)
+        add_adapters(encoder, config.lora_rank, seed=config.seed)
     if config.gradient_checkpointing:
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
