@@ -74,15 +74,19 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     dataset = RankedDataset.open(config.data, progress=progress and rank() == 0)
+    objective = build_objective(config, dataset)
+    inputs = (
+        inputs_for(objective.model, dataset.queries, "query"),
+        inputs_for(objective.model, dataset.documents, "document"),
+    )
     if rank() == 0:
         _claim(out, config, dataset, resume)
     wait_for_ranks()
     if (out / "metrics.json").is_file():
         logger.warning("%s: this run has ended; nothing to resume", out)
         return out
-    objective = build_objective(config, dataset)
     with temporary_cache(out / "cache") as cache:
-        inputs = _cached_inputs(objective.model, dataset, config, Path(cache), progress)
+        _fill_caches(inputs, config, Path(cache), progress)
         trainer = _trainer(config, dataset, objective, inputs, progress)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
@@ -314,15 +318,11 @@ def _last_checkpoint(out: Path) -> str | None:
     return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
-def _cached_inputs(
-    model: BiEncoder, dataset: RankedDataset, config: TrainConfig, cache: Path, progress: bool
-) -> tuple[Inputs, Inputs]:
-    pair = inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document")
+def _fill_caches(pair: tuple[Inputs, Inputs], config: TrainConfig, cache: Path, progress: bool) -> None:
     for name, inputs in zip(("queries", "documents"), pair, strict=True):
         if config.mini_batch_size is not None:
             inputs.chunk_rows = config.mini_batch_size
         inputs.cache(cache / name, image_cache_bytes=config.image_cache_gb * 1e9, progress=progress and rank() == 0)
-    return pair
 
 
 def _trainer(
