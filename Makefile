@@ -34,8 +34,8 @@ test-slow: $(READY)  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
 
 check: $(READY)  ## lint, docstring lint (ruff's D rules), format, types
-	$(BIN)/ruff check
-	$(BIN)/ruff format --check
+	$(BIN)/ruff check src tests benchmarks
+	$(BIN)/ruff format --check src tests benchmarks
 	$(BIN)/mypy
 
 docs: $(READY)  ## build the documentation into site/; a broken link is an error
