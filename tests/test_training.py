@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -20,6 +23,7 @@ from transformers import TrainerCallback
 
 import opengcl.training
 from opengcl import BiEncoder, RankedDataset, TrainConfig, make_shop, train
+from opengcl.data import DataSetError
 from opengcl.encode import encode
 from opengcl.evaluation import evaluate
 from opengcl.training import RankingTrainer, TrainError
@@ -264,3 +268,17 @@ def test_two_ranks_learn_what_one_process_learns(run: Path, shop: Path, tmp_path
     np.testing.assert_allclose(losses[0], losses[1], rtol=1e-4)
     for name, value in weights(run).items():
         torch.testing.assert_close(weights(out)[name], value, rtol=0, atol=2e-3)
+
+
+def test_bad_rows_stop_a_run_unless_they_are_to_be_skipped(shop: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad"
+    shutil.copytree(shop, bad)
+    qrels = pq.read_table(bad / "qrels.parquet")
+    scores = qrels["score"].to_numpy().copy()
+    scores[7] = np.nan
+    at = qrels.column_names.index("score")
+    pq.write_table(qrels.set_column(at, "score", pa.array(scores)), bad / "qrels.parquet")
+    with pytest.raises(DataSetError, match=r"qrels\.parquet.*row 7"):
+        train(config(bad, tmp_path / "strict"), progress=False)
+    out = train(config(bad, tmp_path / "lenient", strict=False, epochs=1, evaluations=0), progress=False)
+    assert (out / "metrics.json").is_file()

@@ -7,10 +7,13 @@ import logging
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 import yaml
+
+if TYPE_CHECKING:
+    from opengcl.data import RankedDataset
 
 app = typer.Typer(
     name="opengcl",
@@ -135,6 +138,7 @@ def evaluate(
     ] = None,
     fields: Fields = None,
     query_fields: QueryFields = None,
+    strict: Annotated[bool, typer.Option(help="Whether bad rows of the data set are an error, or skipped.")] = True,
     device: Device = None,
 ) -> None:
     """Rank each split's half of the corpus for its queries, and score the lists.
@@ -148,7 +152,7 @@ def evaluate(
     from opengcl.model import BiEncoder
     from opengcl.per_query import per_query_path
 
-    dataset = RankedDataset.open(data)
+    dataset = RankedDataset.open(data, strict=strict)
     opened = BiEncoder.open(
         model,
         dataset.schema,
@@ -247,12 +251,9 @@ def search(
 
     Example: opengcl search runs/gcl "red running shoes" -k 5
     """
-    from opengcl.config import load_config
-    from opengcl.data import RankedDataset
     from opengcl.product_search import ProductSearch
 
-    folder = data or Path(load_config(run / "config.yaml", {}).data)
-    for hit in ProductSearch(run, RankedDataset.open(folder))(query, k):
+    for hit in ProductSearch(run, _dataset_of(run, data))(query, k):
         typer.echo(f"{hit.rank:>4}  {hit.score:.4f}  {hit.doc_id:<12}  {hit.title}")
 
 
@@ -268,12 +269,9 @@ def report(
 
     Example: opengcl report runs/gcl --baseline runs/clip
     """
-    from opengcl.config import load_config
-    from opengcl.data import RankedDataset
     from opengcl.report import write_report
 
-    dataset = RankedDataset.open(data or Path(load_config(run / "config.yaml", {}).data))
-    _say(f"{write_report(run, dataset, baseline=baseline, out=out, note=note)}: written")
+    _say(f"{write_report(run, _dataset_of(run, data), baseline=baseline, out=out, note=note)}: written")
 
 
 @app.command()
@@ -316,6 +314,15 @@ def _settings(written: list[str]) -> dict[str, Any]:
             raise ValueError(f"--set {part!r}: write name=value")
         settings[name.strip().replace("-", "_")] = yaml.safe_load(value)
     return settings
+
+
+def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
+    """The data set that a run was trained on, opened as it was then."""
+    from opengcl.config import load_config
+    from opengcl.data import RankedDataset
+
+    config = load_config(run / "config.yaml", {})
+    return RankedDataset.open(moved or config.data, strict=config.strict)
 
 
 def _names(written: str) -> list[str]:

@@ -32,6 +32,8 @@ class TrainConfig:
     """``tiny``, ``text=MODEL,image=MODEL``, or a sentence-transformers model (folder or hub name)."""
     out: str
     """Run folder."""
+    strict: bool = True
+    """Whether bad rows of the data set are an error; else they are skipped, counted and reported."""
     dim: int | None = None
     """Width of the vectors, for ``tiny`` (128 when not given) and two towers (256)."""
     fields: dict[str, float] | None = None

@@ -15,16 +15,12 @@ from opengcl.product_search import ProductSearch
 from opengcl.report import write_report
 from opengcl.training import train
 
-NOTE = (
-    "Synthetic: products, pictures, queries and the ranking were drawn by code. It shows that everything works; "
-    "results on real products are in the documentation."
-)
 QUERY = "red backpack"
 _SHOWN = ("ndcg@10", "recall@100")
 
 
 def quickstart(
-    out: Path, *, seed: int = 0, products: int = 800, epochs: float = 20, say: Callable[[str], None] = print
+    out: Path, *, seed: int = 0, products: int = 800, epochs: float = 10, say: Callable[[str], None] = print
 ) -> Path:
     """Make the shop, train both models, compare them, write the report and search once.
 
@@ -66,7 +62,7 @@ def quickstart(
             shutil.rmtree(config.out, ignore_errors=True)
             train(config, baseline=Path(baseline.out) if config is gcl else None)
     dataset = RankedDataset.open(shop)
-    report = write_report(Path(gcl.out), dataset, baseline=Path(baseline.out), note=NOTE)
+    report = write_report(Path(gcl.out), dataset, baseline=Path(baseline.out))
     say("\nTest queries of the synthetic shop, GCL against the same model trained as plain CLIP:\n")
     say(format_table(compare([baseline.out, gcl.out], metrics=_SHOWN)))
     say(f'\nSearching the shop for "{QUERY}":\n')

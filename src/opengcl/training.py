@@ -73,7 +73,7 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     """
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
-    dataset = RankedDataset.open(config.data, progress=progress and rank() == 0)
+    dataset = RankedDataset.open(config.data, strict=config.strict, progress=progress and rank() == 0)
     objective = build_objective(config, dataset)
     inputs = (
         inputs_for(objective.model, dataset.queries, "query"),
