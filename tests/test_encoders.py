@@ -214,3 +214,21 @@ def test_a_model_with_code_of_its_own_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="cannot be opened"):
         open_encoder(str(tmp_path), device="cpu")
     assert not marker.exists()
+
+
+@pytest.mark.parametrize("left", [0, 5, 1000])
+def test_cut_off_weights_are_refused(tmp_path: Path, left: int) -> None:
+    clip().save(str(tmp_path), create_model_card=False)
+    weights = tmp_path / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:left])
+    with pytest.raises(ModelError, match="cannot be opened"):
+        open_encoder(str(tmp_path), device="cpu")
+
+
+@pytest.mark.parametrize("file", ["modules.json", "config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", ["", "[]", "3", '{"a": 1}'])
+def test_broken_files_are_refused(tmp_path: Path, file: str, content: str) -> None:
+    clip().save(str(tmp_path), create_model_card=False)
+    (tmp_path / file).write_text(content)
+    with pytest.raises(ModelError, match="cannot be opened"):
+        open_encoder(str(tmp_path), device="cpu")

@@ -15,6 +15,7 @@ from sentence_transformers import SentenceTransformer
 
 from opengcl.data import RankedDataset, Schema, write_dataset
 from opengcl.encode import encode, encode_texts, inputs_for
+from opengcl.inputs import Inputs
 from opengcl.model import CARD, BiEncoder, FieldMix, ModelError
 
 from .builders import MINILM, SCHEMA, clip, minilm, ranked, static
@@ -193,14 +194,22 @@ def titles_only(dataset: RankedDataset) -> BiEncoder:
     return BiEncoder(minilm(), FieldMix.choose(minilm(), dataset.schema, None, {"title": 1.0}))
 
 
-def test_a_document_without_any_field_is_named(dataset: RankedDataset) -> None:
-    records = dataset.documents
+def test_documents_without_any_field_are_named(dataset: RankedDataset) -> None:
+    model, records = titles_only(dataset), dataset.documents
     rows = np.arange(len(records))
-    untitled = records.ids(rows[~records.present("title", rows)])
-    with pytest.raises(ValueError, match=f"document '{untitled[0]}' has none of the fields title"):
-        encode(titles_only(dataset), records, "document", rows)
-    titled = rows[records.present("title", rows)]
-    assert encode(titles_only(dataset), records, "document", titled).shape == (len(titled), 384)
+    titled = records.present("title", rows)
+    untitled = records.ids(rows[~titled])
+    assert len(untitled) > 5
+    named = ", ".join(map(repr, untitled[:5]))
+    message = (
+        rf"{len(untitled)} of 40 documents\.parquet rows have none of the fields title \(document {named}, \.\.\.\)"
+    )
+    with pytest.raises(ValueError, match=message):
+        encode(model, records, "document", rows)
+    inputs = Inputs(model.encoder, records, ["title"])  # not looked through before, so that titled rows can be encoded
+    with pytest.raises(ValueError, match=f"the model's vector of document '{untitled[0]}' is not finite"):
+        encode(model, records, "document", rows, inputs=inputs)
+    assert encode(model, records, "document", rows[titled], inputs=inputs).shape == (titled.sum(), 384)
 
 
 def test_encoding_leaves_the_training_mode_alone(dataset: RankedDataset) -> None:
@@ -212,8 +221,10 @@ def test_encoding_leaves_the_training_mode_alone(dataset: RankedDataset) -> None
     np.testing.assert_array_equal(encode(model.eval(), dataset.documents, "document", rows), first)
     assert not model.training
     model.train()
-    with pytest.raises(ValueError, match="none of the fields"):
-        encode(BiEncoder(model.encoder, titles_only(dataset).mix), dataset.documents, "document", np.arange(40))
+    titles = BiEncoder(model.encoder, titles_only(dataset).mix)
+    inputs = Inputs(model.encoder, dataset.documents, ["title"])
+    with pytest.raises(ValueError, match="is not finite"):
+        encode(titles, dataset.documents, "document", np.arange(40), inputs=inputs)
     assert model.encoder[0].training
 
 

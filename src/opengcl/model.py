@@ -235,8 +235,8 @@ def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer
     """
     try:
         return SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
-    except (OSError, ValueError, ImportError, KeyError) as error:
-        raise ModelError(f"model {name!r} cannot be opened: {error}") from error
+    except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
+        raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
 
 
 def _described(mix: FieldMix, side: Side) -> dict[str, dict[str, Any]]:
