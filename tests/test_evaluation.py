@@ -13,7 +13,7 @@ import torch
 from opengcl.compare import compare
 from opengcl.data import SPLITS, RankedDataset
 from opengcl.encode import encode, encode_texts
-from opengcl.evaluation import LISTED, evaluate
+from opengcl.evaluation import LISTED, Limit, evaluate
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.run_metrics import metrics_of_files
 
@@ -105,3 +105,29 @@ def test_typed_queries_get_the_vectors_of_the_table(dataset: RankedDataset, mode
     torch.testing.assert_close(typed, torch.from_numpy(encode(model, dataset.queries, "query", rows)))
     with pytest.raises(ValueError, match="blank"):
         encode_texts(model, ["shoe", "  "])
+
+
+def test_a_limit_keeps_judged_documents_and_draws_the_rest(dataset: RankedDataset) -> None:
+    queries, documents = dataset.splits.query_rows("in_domain"), dataset.splits.document_rows("in_domain")
+    some, kept = Limit(3, 25, seed=1).apply(dataset, queries, documents)
+    again = Limit(3, 25, seed=1).apply(dataset, queries, documents)
+    np.testing.assert_array_equal(some, again[0])
+    np.testing.assert_array_equal(kept, again[1])
+    assert len(set(some.tolist())) == 3
+    assert set(some.tolist()) <= set(queries.tolist())
+    assert len(set(kept.tolist())) == 25
+    assert set(kept.tolist()) <= set(documents.tolist())
+    judged = np.concatenate([dataset.qrels.judged(int(query))[0] for query in some])
+    assert set(judged[dataset.splits.document_seen[judged]].tolist()) <= set(kept.tolist())
+    whole = Limit(1000, 1000).apply(dataset, queries, documents)
+    np.testing.assert_array_equal(whole[0], queries)
+    np.testing.assert_array_equal(whole[1], documents)
+
+
+def test_a_limited_evaluation_ranks_the_drawn_documents(dataset: RankedDataset, model: BiEncoder) -> None:
+    found = evaluate(model, dataset, part="all", splits=["in_domain"], limit=Limit(3, 25, seed=1))
+    queries, documents = Limit(3, 25, seed=1).apply(
+        dataset, dataset.splits.query_rows("in_domain"), dataset.splits.document_rows("in_domain")
+    )
+    assert found.per_query["query_id"].to_pylist() == dataset.queries.ids(queries)
+    assert set(found.results["doc_id"].to_pylist()) <= set(dataset.documents.ids(documents))

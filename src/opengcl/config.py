@@ -82,6 +82,10 @@ class TrainConfig:
     """Train low-rank adapters of this rank instead of all weights; merged into the saved model."""
     evaluations: int = 10
     """Evaluations on dev queries over the run; a checkpoint is written at each, and the best is kept. 0: none."""
+    dev_queries: int = 2000
+    """Dev queries of each split in an evaluation, at most; drawn by seed."""
+    dev_documents: int = 50_000
+    """Documents of each split in an evaluation on dev queries, at most: judged ones, and others drawn by seed."""
     image_cache_gb: float = 4.0
     """Pictures are decoded once into a file of up to this size; above it, per batch. 0: never cached."""
     workers: int = 0
@@ -115,6 +119,8 @@ class TrainConfig:
             ("mini_batch_size", 1, float("inf")),
             ("lora_rank", 1, float("inf")),
             ("evaluations", 0, float("inf")),
+            ("dev_queries", 1, float("inf")),
+            ("dev_documents", 1, float("inf")),
             ("image_cache_gb", 0, float("inf")),
             ("workers", 0, 1024),
             ("dim", 1, float("inf")),

@@ -67,6 +67,32 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class Limit:
+    """How much of a split is evaluated at most, drawn by seed: what keeps dev evaluations short on a large corpus."""
+
+    queries: int
+    documents: int  # judged ones of the drawn queries always stay, and others are drawn up to this number
+    seed: int = 0
+
+    def apply(
+        self, dataset: RankedDataset, queries: Int[np.ndarray, " q"], documents: Int[np.ndarray, " n"]
+    ) -> tuple[Int[np.ndarray, " q"], Int[np.ndarray, " n"]]:
+        """The drawn rows, ascending."""
+        generator = np.random.default_rng(self.seed)
+        if len(queries) > self.queries:
+            queries = np.sort(generator.choice(queries, self.queries, replace=False))
+        if len(documents) > self.documents:
+            seen = bool(dataset.splits.document_seen[documents[0]])
+            judged = np.unique(np.concatenate([_judged_in_half(dataset, query, seen)[0] for query in queries]))
+            others = np.setdiff1d(documents, judged, assume_unique=True)
+            room = max(0, self.documents - len(judged))
+            documents = np.sort(
+                np.concatenate([judged, generator.choice(others, min(room, len(others)), replace=False)])
+            )
+        return queries, documents
+
+
+@dataclass(frozen=True)
 class Vectors:
     """Vectors of the rows that some splits need; other rows stay zero and are never read."""
 
@@ -84,6 +110,7 @@ def evaluate(
     depth: int = 1000,
     inputs: tuple[Inputs, Inputs] | None = None,
     runs: Path | None = None,
+    limit: Limit | None = None,
     progress: bool = False,
 ) -> Evaluation:
     """Rank each split's half of the corpus for the split's queries and score the lists.
@@ -100,6 +127,7 @@ def evaluate(
         depth: Documents retrieved a query.
         inputs: Cached features of queries and documents.
         runs: Folder for ``SPLIT.run.parquet`` and ``SPLIT.qrels.parquet``, which other tools can score again.
+        limit: Evaluate a part of the queries and documents; such numbers compare with each other only.
         progress: Show bars.
 
     Raises:
@@ -111,6 +139,9 @@ def evaluate(
     if not query_rows:
         raise ValueError(f"no query to evaluate: {', '.join(splits)} have no judged {part} query")
     document_rows = {split: dataset.splits.document_rows(split) for split in query_rows}
+    if limit is not None:
+        for split in query_rows:
+            query_rows[split], document_rows[split] = limit.apply(dataset, query_rows[split], document_rows[split])
     vectors = _vectors(model, dataset, query_rows, document_rows, inputs, progress)
     trained = _training_pairs(dataset)
     per_query, results = [], []

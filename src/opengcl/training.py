@@ -31,7 +31,7 @@ from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
 from opengcl.encoders import make_encoder
-from opengcl.evaluation import Evaluation, evaluate
+from opengcl.evaluation import Evaluation, Limit, evaluate
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
@@ -184,9 +184,10 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         dataset: RankedDataset,
         batches: TrainingBatches,
         inputs: tuple[Inputs, Inputs],
+        limit: Limit,
     ) -> None:
         super().__init__(model=objective, args=args, train_dataset=batches, eval_dataset=batches)
-        self._objective, self._ranked, self._inputs = objective, dataset, inputs
+        self._objective, self._ranked, self._inputs, self._limit = objective, dataset, inputs, limit
         self.control: TrainerControl
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -221,7 +222,13 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Dev queries of the four splits; ``eval_ndcg@10`` is the mean over the splits."""
         evaluation = evaluate(
-            self._objective.model, self._ranked, part="dev", metrics=DEV_METRICS, depth=100, inputs=self._inputs
+            self._objective.model,
+            self._ranked,
+            part="dev",
+            metrics=DEV_METRICS,
+            depth=100,
+            inputs=self._inputs,
+            limit=self._limit,
         )
         splits = evaluation.splits()
         metrics = {f"{metric_key_prefix}_{split}_{m}": row[m] for split, row in splits.items() for m in DEV_METRICS}
@@ -335,9 +342,9 @@ def _trainer(
     batches = make_batches(config, dataset)
     relations = Relations(dataset, weight_function(config.weights), config.scaling)
     steps = math.ceil(config.epochs * len(batches))
-    trainer = RankingTrainer(
-        objective, _arguments(config, steps), dataset, TrainingBatches(batches, relations, inputs), inputs
-    )
+    fed = TrainingBatches(batches, relations, inputs)
+    limit = Limit(config.dev_queries, config.dev_documents, config.seed)
+    trainer = RankingTrainer(objective, _arguments(config, steps), dataset, fed, inputs, limit)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_LastStep())
