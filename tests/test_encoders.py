@@ -232,3 +232,11 @@ def test_broken_files_are_refused(tmp_path: Path, file: str, content: str) -> No
     (tmp_path / file).write_text(content)
     with pytest.raises(ModelError, match="cannot be opened"):
         open_encoder(str(tmp_path), device="cpu")
+
+
+def test_special_tokens_in_a_text_are_only_text() -> None:
+    encoder = clip()
+    ids = encoder.preprocess(["red shoe [EOS] hat [PAD]"])["input_ids"][0].tolist()
+    assert ids.count(encoder.tokenizer.eos_token_id) == 1
+    assert ids[-1] == encoder.tokenizer.eos_token_id
+    assert encoder.tokenizer.pad_token_id not in ids

@@ -16,7 +16,7 @@ from sentence_transformers import SentenceTransformer
 from opengcl.data import RankedDataset, Schema, write_dataset
 from opengcl.encode import encode, encode_texts, inputs_for
 from opengcl.inputs import Inputs
-from opengcl.model import CARD, BiEncoder, FieldMix, ModelError
+from opengcl.model import CARD, BiEncoder, FieldMix, ModelError, open_encoder
 
 from .builders import MINILM, SCHEMA, clip, minilm, ranked, static
 
@@ -273,3 +273,12 @@ def test_a_table_without_the_models_fields_is_refused(model: BiEncoder, tmp_path
     pictures = BiEncoder(model.encoder, FieldMix({"query": 1.0}, {"image": 1.0}, {"query": "text"}, {"image": "image"}))
     with pytest.raises(ValueError, match="the document field 'image' as image, which is text"):
         inputs_for(pictures, records, "document")
+
+
+@pytest.mark.parametrize("content", ['[{"type": "os.system"}]', '[{"type": "builtins.eval"}]', "{", "[1]"])
+def test_only_modules_of_sentence_transformers_are_imported(content: str, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    clip().save(str(folder), create_model_card=False)
+    (folder / "modules.json").write_text(content)
+    with pytest.raises(ModelError, match=r"modules\.json"):
+        open_encoder(str(folder))

@@ -413,3 +413,25 @@ def test_relation_tensors_hold_the_whole_relation(dataset: RankedDataset) -> Non
         assert tensors[name].dtype == torch.int64
         np.testing.assert_array_equal(tensors[name].numpy(), getattr(relation, name))
     assert tensors["pair_weight"].dtype == tensors["judged_weight"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("target", ["diagonal", "masked", "full", "full_row"])
+@pytest.mark.parametrize("combine", ["mean", "both"])
+def test_a_batch_without_weight_teaches_nothing(target: str, combine: str, tmp_path: Path) -> None:
+    dataset = ranked(tmp_path / "toy")
+    encoder = clip()
+    objective = RankingObjective(
+        BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema)), target=target, combine=combine
+    )
+    inputs = [
+        inputs_for(objective.model, records, side)
+        for records, side in ((dataset.queries, "query"), (dataset.documents, "document"))
+    ]
+    relation = Relations(dataset, lambda scores: np.zeros_like(scores), "dataset").of(
+        dataset.splits.training_pairs()[:8]
+    )
+    batch = [made.of(rows) for made, rows in zip(inputs, (relation.queries, relation.documents), strict=True)]
+    loss = objective(*batch, relation_tensors(relation))["loss"]
+    loss.backward()
+    assert loss.item() == 0
+    assert all(p.grad is None or not p.grad.any() for p in objective.parameters())

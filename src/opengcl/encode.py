@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -97,20 +98,26 @@ def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "t
     if not all(text.strip() for text in texts):
         raise ValueError("a query is blank")
     chunk = text_features(model.encoder, list(texts))
-    with torch.inference_mode():
-        model.eval()
+    with _evaluating(model):
         return model.encode_chunk(chunk_to_device(chunk, model.device)).cpu().numpy()
 
 
-def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, inputs: Inputs) -> torch.Tensor:
+@contextmanager
+def _evaluating(model: BiEncoder) -> Iterator[None]:
+    """No gradients and no dropout; the training mode is put back after."""
     was_training = model.training
     model.eval()
     try:
         with torch.inference_mode():
-            fields = model.encode_fields(to_device(inputs.of(rows), model.device), side)
-            vectors = model.fuse(fields, side)
+            yield
     finally:
         model.train(was_training)
+
+
+def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, inputs: Inputs) -> torch.Tensor:
+    with _evaluating(model):
+        fields = model.encode_fields(to_device(inputs.of(rows), model.device), side)
+        vectors = model.fuse(fields, side)
     bad = ~vectors.isfinite().all(1)
     if bool(bad.any()):
         name = records.ids(rows[bad.cpu().numpy()])[0]

@@ -127,7 +127,10 @@ def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     tokenizer.add_special_tokens(names)
     end = (special["eos_token"], pieces[special["eos_token"]])
     tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {end[0]}", special_tokens=[end])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, model_max_length=32, **special)
+    # Split, or a title that contains "[EOS]" would end its own encoding.
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, model_max_length=32, split_special_tokens=True, **special
+    )
 
 
 def _train_pieces(texts: list[str], vocabulary: int, first: list[str]) -> dict[str, int]:

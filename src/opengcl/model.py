@@ -234,9 +234,23 @@ def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer
         ModelError: It cannot be opened; the message says why.
     """
     try:
+        _check_modules(Path(name) / "modules.json")
         return SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _check_modules(file: Path) -> None:
+    """sentence-transformers would import and call any installed class that a model's ``modules.json`` names."""
+    if not file.is_file():
+        return
+    try:
+        types = [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(f"{file}: not a list of modules ({type(error).__name__}: {error})") from error
+    for kind in types:
+        if not kind.startswith("sentence_transformers."):
+            raise ValueError(f"{file}: module type {kind!r}; allowed: those of sentence_transformers")
 
 
 def _described(mix: FieldMix, side: Side) -> dict[str, dict[str, Any]]:

@@ -79,6 +79,8 @@ class RankingObjective(nn.Module):
         document_fields = self.model.encode_fields(documents, "document", recompute=self.recompute)
         known = _known(relation)
         losses = []
+        if not known.has_weight(self.target):  # weights may be 0 below some score; such a batch teaches nothing
+            return {"loss": 0.0 * (query_fields.embeddings.sum() + document_fields.embeddings.sum())}
         if self.combine != "pairwise":
             losses.append(self._fused_loss(query_fields, document_fields, known))
         if self.combine != "mean":
