@@ -1,7 +1,7 @@
 """CLIP, the paper's form and ours on the fashion benchmark: the same model, data and budget, several seeds.
 
     python benchmarks/fashion.py run --jobs 2      # trains what is missing, resumes what was cut off
-    python benchmarks/fashion.py table             # docs/results.md gets the tables between its markers
+    python benchmarks/fashion.py table             # docs/results.md and the README get their tables
 
 A cell is one training run in runs/fashion/; what it scored goes to benchmarks/results/fashion.json. One thread a run.
 """
@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("../shared/fashion")
 RUNS = Path("runs/fashion")
 RESULTS = Path("benchmarks/results/fashion.json")
-PAGE = Path("docs/results.md")
+PAGE, FRONT = Path("docs/results.md"), Path("README.md")
 METRICS = ("ndcg@10", "err", "rbp@0.9", "recall@100")
 
 SIDES = {
@@ -80,14 +80,14 @@ def run(cell: Cell) -> None:
     cell.folder.parent.mkdir(parents=True, exist_ok=True)
     log = cell.folder.with_suffix(".log")
     with log.open("a", encoding="utf-8") as stream:
-        done = subprocess.run(
+        process = subprocess.run(
             cell.command(),
             env={**os.environ, "OMP_NUM_THREADS": "1"},
             stdout=stream,
             stderr=stream,
             check=False,
         )
-    print(f"{cell.folder.name}: {'done' if done.returncode == 0 else f'failed, see {log}'}", flush=True)
+    print(f"{cell.folder.name}: {'done' if process.returncode == 0 else f'failed, see {log}'}", flush=True)
 
 
 def collect() -> dict[str, object]:
@@ -147,15 +147,15 @@ def tables(results: dict[str, object]) -> str:
     differences: dict[str, dict] = results["differences"]  # type: ignore[assignment]
     lines: list[str] = []
     for fields, (title, written, epochs, seeds) in FIELDS.items():
-        done = [c for c in cells() if c.fields == fields and c.folder.name in scored]
-        if not done:
+        finished = done(scored, fields)
+        if not finished:
             continue
-        steps = scored[done[0].folder.name]["steps"]
+        steps = scored[finished[0].folder.name]["steps"]
         lines += [f"### Fashion, {title} (`--fields {written}`), {epochs} epochs, {steps:,} steps", ""]
         lines += [f"NDCG@10 / recall@100 on test queries, mean of seeds {', '.join(map(str, seeds))}.", ""]
         lines += [f"| side | {' | '.join(SPLITS)} | minutes |", f"| --- |{' ---: |' * (len(SPLITS) + 1)}"]
         for side, (label, _) in SIDES.items():
-            runs = [scored[c.folder.name] for c in done if c.side == side]
+            runs = [scored[c.folder.name] for c in finished if c.side == side]
             if runs:
                 lines.append(
                     f"| {label} | {' | '.join(cell_text(runs, split) for split in SPLITS)} | {minutes(runs)} |"
@@ -211,10 +211,47 @@ def main() -> None:
             list(pool.map(run, cells()))
     results = collect()
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-    text = PAGE.read_text(encoding="utf-8")
-    begin, end = "<!-- fashion:begin -->", "<!-- fashion:end -->"
-    head, _, rest = text.partition(begin)
-    PAGE.write_text(f"{head}{begin}\n\n{tables(results)}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
+    replace_between_markers(PAGE, tables(results))
+    replace_between_markers(FRONT, short_table(results))
+
+
+def short_table(results: dict[str, object]) -> str:
+    """The table of the README: NDCG@10 and recall@100 on titles, and what is gained over CLIP."""
+    scored: dict[str, dict] = results["cells"]  # type: ignore[assignment]
+    differences: dict[str, dict] = results["differences"]  # type: ignore[assignment]
+    lines: list[str] = []
+    for fields, (title, _, epochs, seeds) in FIELDS.items():
+        runs = {side: [scored[c.folder.name] for c in done(scored, fields) if c.side == side] for side in SIDES}
+        if not all(len(found) == len(seeds) for found in runs.values()):
+            continue
+        lines += [f"fashion-small, {title}, {epochs} epochs, {len(seeds)} seed{'s' * (len(seeds) > 1)}:", ""]
+        lines += [f"| NDCG@10 / recall@100 | {' | '.join(SPLITS)} |", f"| --- |{' ---: |' * len(SPLITS)}"]
+        for side, (label, _) in SIDES.items():
+            cells_ = []
+            for split in SPLITS:
+                ndcg, recall = (np.mean([r["splits"][split][m] for r in runs[side]]) for m in ("ndcg@10", "recall@100"))
+                gain = "" if side == "clip" else f" ({percent(differences, fields, side, split):+.1f}%)"
+                cells_.append(f"{ndcg:.3f}{gain} / {recall:.3f}")
+            lines.append(f"| {label} | {' | '.join(cells_)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def percent(differences: dict[str, dict], fields: str, side: str, split: str) -> float:
+    """Relative gain in NDCG@10 over CLIP."""
+    return float(differences[f"{fields}: {side} - clip"][split]["ndcg@10"]["percent"])
+
+
+def done(scored: dict[str, dict], fields: str) -> list[Cell]:
+    """Finished cells on some fields."""
+    return [cell for cell in cells() if cell.fields == fields and cell.folder.name in scored]
+
+
+def replace_between_markers(page: Path, content: str) -> None:
+    """Put generated text into a page, leaving the rest."""
+    begin, end = "<!-- results:begin -->", "<!-- results:end -->"
+    head, _, rest = page.read_text(encoding="utf-8").partition(begin)
+    page.write_text(f"{head}{begin}\n\n{content}\n{end}{rest.partition(end)[2]}", encoding="utf-8")
 
 
 if __name__ == "__main__":

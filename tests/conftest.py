@@ -30,7 +30,8 @@ def pytest_unconfigure() -> None:
 
 # The shapes and types in the signatures of array functions are checked in every test; where a
 # test passes wrong ones on purpose, it takes `unchecked`.
-install_import_hook([f"opengcl.data.{name}" for name in ("qrels", "records", "splits")], "beartype.beartype")
+_CHECKED = ("data.qrels", "data.records", "data.splits", "batches", "fields", "search")
+install_import_hook([f"opengcl.{name}" for name in _CHECKED], "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

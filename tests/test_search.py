@@ -22,6 +22,7 @@ def test_equals_a_stable_full_sort_with_ties(k: int, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(scores, np.take_along_axis(full, expected, 1))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="equally wide"):
         exact_top_k(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32), 1)

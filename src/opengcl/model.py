@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opengcl.data.schema import FieldType, Schema
-from opengcl.fields import choose_fields, fuse
+from opengcl.fields import check_fields, choose_fields, fuse
 from opengcl.inputs import Features, FieldInput
 
 Side = Literal["query", "document"]
@@ -264,7 +264,7 @@ def _read_card(file: Path) -> tuple[FieldMix, float | None, dict[str, Any]]:
         if card["format"] != CARD_FORMAT:
             raise ModelError(f"{file}: format {card['format']!r}; this version reads {CARD_FORMAT}")
         sides = [card[f"{side}_fields"] for side in SIDES]
-        weights = [choose_fields({n: float(f["weight"]) for n, f in side.items()}, side, "model") for side in sides]
+        weights = [check_fields({name: float(f["weight"]) for name, f in side.items()}) for side in sides]
         types = [{name: described["type"] for name, described in side.items()} for side in sides]
         unknown = [kind for side in types for kind in side.values() if kind not in get_args(FieldType)]
         if unknown:
