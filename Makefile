@@ -20,7 +20,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3 $(MAKECMDGOALS)"; exit 1; }
 	@echo "Setting up $(VENV); this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIPFLAGS) \
 		"$(TORCH)" --editable '.[lora,test,check,docs]' --constraint $(CONSTRAINTS)
 	@touch $@
 
