@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+import opengcl.evaluation
 from opengcl.compare import compare
 from opengcl.data import SPLITS, RankedDataset
 from opengcl.encode import encode, encode_texts
@@ -131,3 +132,11 @@ def test_a_limited_evaluation_ranks_the_drawn_documents(dataset: RankedDataset, 
     )
     assert found.per_query["query_id"].to_pylist() == dataset.queries.ids(queries)
     assert set(found.results["doc_id"].to_pylist()) <= set(dataset.documents.ids(documents))
+
+
+def test_vectors_in_a_file_give_the_same_numbers(
+    dataset: RankedDataset, model: BiEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_memory = evaluate(model, dataset)
+    monkeypatch.setattr(opengcl.evaluation, "_IN_MEMORY", 0)
+    assert evaluate(model, dataset).per_query.equals(in_memory.per_query)

@@ -22,6 +22,19 @@ def test_equals_a_stable_full_sort_with_ties(k: int, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(scores, np.take_along_axis(full, expected, 1))
 
 
+def test_a_search_of_some_rows_gives_their_own_numbers() -> None:
+    generator = np.random.default_rng(1)
+    queries, documents = (
+        generator.normal(size=(5, 4)).astype(np.float32),
+        generator.normal(size=(50, 4)).astype(np.float32),
+    )
+    rows = np.arange(1, 50, 3)
+    scores, found = exact_top_k(queries, documents, 4, rows=rows)
+    expected = rows[np.argsort(-(queries @ documents[rows].T), axis=1, kind="stable")[:, :4]]
+    np.testing.assert_array_equal(found, expected)
+    np.testing.assert_allclose(scores, np.take_along_axis(queries @ documents.T, found, 1), rtol=1e-6)
+
+
 @pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_refused() -> None:
     with pytest.raises(ValueError, match="equally wide"):

@@ -49,12 +49,13 @@ def encode(
     rows: Rows,
     *,
     inputs: Inputs | None = None,
+    into: Float[np.ndarray, "rows d"] | None = None,
     batch_size: int = 1024,
     progress: bool = False,
 ) -> Float[np.ndarray, "rows d"]:
     """Unit vectors of some rows of a table.
 
-    Under ``torchrun`` each rank encodes its share and every rank gets all vectors.
+    Under ``torchrun`` each rank encodes its share of every block and gets all vectors.
 
     Args:
         model: The encoder and its fields; its training mode is left as it was.
@@ -62,6 +63,7 @@ def encode(
         side: Whose fields to use.
         rows: Which rows, in the order of the result.
         inputs: Features made before (the training run's caches); made here when not given.
+        into: float32 array to fill and return, such as a memory map that is larger than memory.
         batch_size: Rows read and encoded at a time.
         progress: Show a bar on the first rank.
 
@@ -69,22 +71,22 @@ def encode(
         float32, one unit row each.
 
     Raises:
-        ValueError: As `inputs_for`, or a vector is not finite; the message names its row.
+        ValueError: As `inputs_for`; ``into`` has another shape; a vector is not finite, and the message names its row.
     """
     inputs = inputs or inputs_for(model, records, side)
-    own = rows[slice_of_rank(len(rows), rank(), world_size())]
-    vectors = [
-        _encode_batch(model, records, side, own[start : start + batch_size], inputs)
-        for start in tqdm(
-            range(0, len(own), batch_size),
-            desc=f"encoding {len(rows):,} {'queries' if side == 'query' else 'documents'}",
-            disable=not progress or rank() > 0,
-            leave=False,
-        )
-    ]
     width = model.encoder.get_embedding_dimension() or 0
-    part = torch.cat(vectors) if vectors else torch.zeros(0, width, device=model.device)
-    return gather_rows(part, len(rows)).cpu().numpy()
+    if into is None:
+        into = np.empty((len(rows), width), dtype=np.float32)
+    if into.shape != (len(rows), width):
+        raise ValueError(f"into has shape {into.shape}; {len(rows)} rows of width {width} are to be written")
+    step = batch_size * world_size()
+    what = f"encoding {len(rows):,} {'queries' if side == 'query' else 'documents'}"
+    for start in tqdm(range(0, len(rows), step), desc=what, disable=not progress or rank() > 0, leave=False):
+        block = rows[start : start + step]
+        own = block[slice_of_rank(len(block), rank(), world_size())]
+        part = _encode_batch(model, records, side, own, inputs)
+        into[start : start + len(block)] = gather_rows(part, len(block)).cpu().numpy()
+    return into
 
 
 def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from jaxtyping import Float, Int
 
 from opengcl.data import SPLITS, RankedDataset, Records
 from opengcl.data.splits import Part
+from opengcl.distributed import rank
 from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
@@ -26,7 +28,7 @@ from opengcl.search import exact_top_k
 LISTED = 10  # documents of each query that results.parquet keeps
 _BLOCK_QUERIES = 512
 _PAIRS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float64())])
-Matrix = Float[np.ndarray, "rows d"]
+_IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 
 
 @dataclass(frozen=True)
@@ -94,10 +96,14 @@ class Limit:
 
 @dataclass(frozen=True)
 class Vectors:
-    """Vectors of the rows that some splits need; other rows stay zero and are never read."""
+    """Vectors of some rows of a table."""
 
-    queries: Matrix
-    documents: Matrix
+    rows: Int[np.ndarray, " rows"]  # ascending
+    matrix: Float[np.ndarray, "rows d"]
+
+    def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
+        """Where in ``matrix`` the vectors of some of the rows are."""
+        return np.searchsorted(self.rows, rows)
 
 
 def evaluate(
@@ -142,18 +148,22 @@ def evaluate(
     if limit is not None:
         for split in query_rows:
             query_rows[split], document_rows[split] = limit.apply(dataset, query_rows[split], document_rows[split])
-    vectors = _vectors(model, dataset, query_rows, document_rows, inputs, progress)
     trained = _training_pairs(dataset)
+    own = inputs or (None, None)
     per_query, results = [], []
-    for split, rows in query_rows.items():
-        with _RunFiles(runs, split) as files:
-            for start in range(0, len(rows), _BLOCK_QUERIES):
-                block = rows[start : start + _BLOCK_QUERIES]
-                ranked = _rank(dataset, vectors, block, document_rows[split], depth, model.device)
-                values = compute(metrics, ranked.relevance, ranked.judged)
-                per_query.append(per_query_table(split, ranked.query_ids, trained[block], values))
-                results.append(_listed(dataset, split, ranked))
-                files.add(dataset, block, ranked, seen=bool(dataset.splits.document_seen[document_rows[split][0]]))
+    with tempfile.TemporaryDirectory(prefix="opengcl-vectors-") as folder:
+        asked = _vectors(model, dataset.queries, "query", query_rows.values(), own[0], folder, progress)
+        corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
+        for split, rows in query_rows.items():
+            seen = bool(dataset.splits.document_seen[document_rows[split][0]])
+            with _RunFiles(runs, split) as files:
+                for start in range(0, len(rows), _BLOCK_QUERIES):
+                    block = rows[start : start + _BLOCK_QUERIES]
+                    ranked = _rank(dataset, asked, corpus, block, document_rows[split], depth, model.device)
+                    values = compute(metrics, ranked.relevance, ranked.judged)
+                    per_query.append(per_query_table(split, ranked.query_ids, trained[block], values))
+                    results.append(_listed(dataset, split, ranked))
+                    files.add(dataset, block, ranked, seen=seen)
     return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part)
 
 
@@ -209,26 +219,20 @@ class _RunFiles:
 
 def _vectors(
     model: BiEncoder,
-    dataset: RankedDataset,
-    query_rows: dict[str, Int[np.ndarray, " rows"]],
-    document_rows: dict[str, Int[np.ndarray, " rows"]],
-    inputs: tuple[Inputs, Inputs] | None,
+    records: Records,
+    side: Side,
+    by_split: Collection[Int[np.ndarray, " rows"]],
+    inputs: Inputs | None,
+    folder: str,
     progress: bool,
 ) -> Vectors:
-    own = inputs or (None, None)
-
-    def of(
-        records: Records, side: Side, by_split: dict[str, Int[np.ndarray, " rows"]], cached: Inputs | None
-    ) -> Matrix:
-        rows = np.unique(np.concatenate(list(by_split.values())))
-        vectors = encode(model, records, side, rows, inputs=cached, progress=progress)
-        every = np.zeros((len(records), vectors.shape[1]), dtype=np.float32)
-        every[rows] = vectors
-        return every
-
-    return Vectors(
-        of(dataset.queries, "query", query_rows, own[0]), of(dataset.documents, "document", document_rows, own[1])
-    )
+    """Vectors of all rows of the splits, in a file where they would fill the memory."""
+    rows = np.unique(np.concatenate(list(by_split)))
+    shape = (len(rows), model.encoder.get_embedding_dimension() or 0)
+    matrix = None
+    if 4 * shape[0] * shape[1] > _IN_MEMORY:
+        matrix = np.memmap(Path(folder) / f"{side}.{rank()}.bin", dtype=np.float32, mode="w+", shape=shape)
+    return Vectors(rows, encode(model, records, side, rows, inputs=inputs, into=matrix, progress=progress))
 
 
 def _training_pairs(dataset: RankedDataset) -> Int[np.ndarray, " queries"]:
@@ -239,15 +243,18 @@ def _training_pairs(dataset: RankedDataset) -> Int[np.ndarray, " queries"]:
 
 def _rank(
     dataset: RankedDataset,
-    vectors: Vectors,
+    query_vectors: Vectors,
+    document_vectors: Vectors,
     queries: Int[np.ndarray, " q"],
     candidates: Int[np.ndarray, " documents"],
     depth: int,
     device: torch.device,
 ) -> _Ranked:
     """Search the candidates for the queries and look up what is judged."""
-    scores, found = exact_top_k(vectors.queries[queries], vectors.documents[candidates], depth, device=device)
-    rows = candidates[found]
+    asked = query_vectors.matrix[query_vectors.places(queries)]
+    searched = document_vectors.places(candidates)
+    scores, found = exact_top_k(asked, document_vectors.matrix, depth, rows=searched, device=device)
+    rows = document_vectors.rows[found]
     seen = bool(dataset.splits.document_seen[candidates[0]])
     relevance = np.zeros(rows.shape)
     lists = []

@@ -15,50 +15,58 @@ def exact_top_k(
     documents: Float[np.ndarray, "documents d"],
     k: int,
     *,
+    rows: Int64[np.ndarray, " searched"] | None = None,
     block_queries: int = 512,
     device: str | torch.device = "cpu",
 ) -> tuple[Float[np.ndarray, "queries k"], Int64[np.ndarray, "queries k"]]:
     """The ``k`` documents with the highest inner product with each query, best first.
 
-    Documents with equal scores come in the order of their rows. ``documents`` may be memory-mapped: it is read a block
-    at a time. With fewer than ``k`` documents all of them are returned, so the result has ``min(k, n)`` columns.
+    Documents with equal scores come in the order of ``rows``, or of their own rows where all are searched.
+    ``documents`` may be memory-mapped: it is read a block at a time. With fewer than ``k`` documents all of them are returned, so the result has ``min(k, n)`` columns.
 
     Args:
         queries: float32 rows; unit rows make the score a cosine.
         documents: float32 rows of the same width.
         k: How many, at least 1.
+        rows: Search these rows of ``documents`` only.
         block_queries: Queries scored at a time.
         device: Where the products are made.
 
     Returns:
-        Scores (float32) and document rows (int64).
+        Scores (float32) and rows of ``documents`` (int64).
 
     Raises:
         ValueError: Widths differ, ``k`` is below 1, or there is no document.
     """
     if queries.ndim != 2 or documents.ndim != 2 or queries.shape[1] != documents.shape[1]:
         raise ValueError(f"queries {queries.shape} and documents {documents.shape} must be 2-d and equally wide")
-    if k < 1 or len(documents) == 0:
-        raise ValueError(f"k is {k} and there are {len(documents)} documents; both must be at least 1")
-    k = min(k, len(documents))
+    searched = len(documents) if rows is None else len(rows)
+    if k < 1 or searched == 0:
+        raise ValueError(f"k is {k} and there are {searched} documents; both must be at least 1")
+    k = min(k, searched)
     scores = np.empty((len(queries), k), dtype=np.float32)
-    rows = np.empty((len(queries), k), dtype=np.int64)
+    places = np.empty((len(queries), k), dtype=np.int64)
     block_documents = max(k, BLOCK_ELEMENTS // max(1, block_queries))
     for start in range(0, len(queries), block_queries):
         block = torch.from_numpy(np.ascontiguousarray(queries[start : start + block_queries], dtype=np.float32))
-        best, found = _top_k_of_block(block.to(device), documents, k, block_documents)
+        best, found = _top_k_of_block(block.to(device), documents, rows, k, block_documents)
         scores[start : start + len(block)] = best.cpu().numpy()
-        rows[start : start + len(block)] = found.cpu().numpy()
-    return scores, rows
+        places[start : start + len(block)] = found.cpu().numpy()
+    return scores, places if rows is None else rows[places]
 
 
 def _top_k_of_block(
-    block: torch.Tensor, documents: Float[np.ndarray, "documents d"], k: int, block_documents: int
+    block: torch.Tensor,
+    documents: Float[np.ndarray, "documents d"],
+    rows: Int64[np.ndarray, " searched"] | None,
+    k: int,
+    block_documents: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     best = block.new_empty(len(block), 0)
     found = torch.empty(len(block), 0, dtype=torch.int64, device=block.device)
-    for start in range(0, len(documents), block_documents):
-        part = torch.from_numpy(np.array(documents[start : start + block_documents], dtype=np.float32))
+    for start in range(0, len(documents) if rows is None else len(rows), block_documents):
+        chosen = slice(start, start + block_documents)
+        part = torch.from_numpy(np.array(documents[chosen if rows is None else rows[chosen]], dtype=np.float32))
         scores = block @ part.to(block.device).T
         score, row = _top_k(scores, min(k, scores.shape[1]))
         best, found = torch.cat([best, score], 1), torch.cat([found, row + start], 1)
