@@ -22,7 +22,8 @@ def exact_top_k(
     """The ``k`` documents with the highest inner product with each query, best first.
 
     Documents with equal scores come in the order of ``rows``, or of their own rows where all are searched.
-    ``documents`` may be memory-mapped: it is read a block at a time. With fewer than ``k`` documents all of them are returned, so the result has ``min(k, n)`` columns.
+    ``documents`` may be memory-mapped: it is read a block at a time. With fewer than ``k``
+    documents all of them are returned, so the result has ``min(k, n)`` columns.
 
     Args:
         queries: float32 rows; unit rows make the score a cosine.
