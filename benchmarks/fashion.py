@@ -1,7 +1,7 @@
 """CLIP, the paper's form and ours on the fashion benchmark: the same model, data and budget, several seeds.
 
     python benchmarks/fashion.py run --jobs 2      # trains what is missing, resumes what was cut off
-    python benchmarks/fashion.py table             # docs/results.md and the README get their tables
+    python benchmarks/fashion.py table             # docs/results.md and the README get their tables and picture
 
 A cell is one training run in runs/fashion/; what it scored goes to benchmarks/results/fashion.json. One thread a run.
 """
@@ -22,13 +22,17 @@ import numpy as np
 import pyarrow as pa
 
 from opengcl.compare import bootstrap_interval, randomisation_p
-from opengcl.data import SPLITS
+from opengcl.data import SPLITS, RankedDataset
 from opengcl.per_query import read_per_query
+from opengcl.rankings import ideal_rows, judged_scores
+from opengcl.run_folder import read_lists
+from opengcl.strip import ranking_strip
 
 ROOT = Path(__file__).resolve().parents[1]
 DATA = Path("../shared/fashion")
 RUNS = Path("runs/fashion")
 RESULTS = Path("benchmarks/results/fashion.json")
+PICTURE = Path("docs/images/before-after.png")
 PAGE, FRONT = Path("docs/results.md"), Path("README.md")
 METRICS = ("ndcg@10", "err", "rbp@0.9", "recall@100")
 
@@ -213,6 +217,7 @@ def main() -> None:
     RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
     replace_between_markers(PAGE, tables(results))
     replace_between_markers(FRONT, short_table(results))
+    picture("both", seed=0)
 
 
 def short_table(results: dict[str, object]) -> str:
@@ -235,6 +240,26 @@ def short_table(results: dict[str, object]) -> str:
             lines.append(f"| {label} | {' | '.join(cells_)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def picture(fields: str, seed: int, split: str = "novel_query", k: int = 8) -> None:
+    """One query before, after and ideal: of the split's test queries for shoes the one of median gain."""
+    before, after = (Cell(fields, side, seed).folder for side in ("clip", "ours"))
+    if not all((folder / "metrics.json").is_file() for folder in (before, after)):
+        return
+    values = [read_per_query(folder / "per_query.parquet").to_pylist() for folder in (before, after)]
+    ndcg = [{row["query_id"]: row["ndcg@10"] for row in rows if row["split"] == split} for rows in values]
+    dataset = RankedDataset.open(DATA)
+    texts = dict(zip(ndcg[0], dataset.queries.texts("query", dataset.queries.find(list(ndcg[0]))), strict=True))
+    gain = sorted((ndcg[1][query] - ndcg[0][query], query) for query in ndcg[0] if "shoes" in (texts[query] or ""))
+    query = gain[len(gain) // 2][1]
+    row = dataset.queries.row(query)
+    ideal = ideal_rows(judged_scores(dataset, row), dataset.splits.document_rows(split), k=k)
+    lists = [read_lists(folder, [(split, query)])[split, query][:k] for folder in (before, after)]
+    labels = [f"{name}\nNDCG@10 {ndcg[n][query]:.2f}" for n, name in enumerate(("Plain CLIP", "OpenGCL"))]
+    rows = {labels[0]: lists[0], labels[1]: lists[1], "Ideal\n ": dataset.documents.ids(np.array(ideal))}
+    PICTURE.parent.mkdir(parents=True, exist_ok=True)
+    ranking_strip(dataset, query, rows, PICTURE, title=f"“{texts[query]}”")
 
 
 def percent(differences: dict[str, dict], fields: str, side: str, split: str) -> float:
