@@ -143,6 +143,7 @@ def test_the_table_of_settings_is_whole_and_its_defaults_true() -> None:
         else:
             actual[field.name] = yaml.safe_dump(field.default).split("\n")[0].replace("null", "none")
     assert {name: told.get(name) for name in actual} == actual
+    assert len(rows) == len(told)
 
 
 def test_the_method_names_every_weight_function_and_target() -> None:
