@@ -12,6 +12,8 @@ import jaxtyping
 import pytest
 from jaxtyping import install_import_hook
 
+import tests.shape_checks  # noqa: F401 - the hook below looks it up by name
+
 # Before torch or transformers are imported by any test module.
 for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
@@ -31,7 +33,7 @@ def pytest_unconfigure() -> None:
 # The shapes and types in the signatures of array functions are checked in every test; where a
 # test passes wrong ones on purpose, it takes `unchecked`.
 _CHECKED = ("data.qrels", "data.records", "data.splits", "batches", "fields", "search")
-install_import_hook([f"opengcl.{name}" for name in _CHECKED], "beartype.beartype")
+install_import_hook([f"opengcl.{name}" for name in _CHECKED], "tests.shape_checks.checked")
 
 
 @pytest.fixture(scope="session")

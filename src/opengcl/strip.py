@@ -3,7 +3,6 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -45,7 +44,7 @@ def ranking_strip(
     )
     sheet = Image.new("RGB", size, PAGE)
     draw = ImageDraw.Draw(sheet)
-    draw.text((MARGIN, MARGIN), title or query_id, INK, _font(30, bold=True))
+    draw.text((MARGIN, MARGIN), title or query_id, INK, _font(32), stroke_width=0.6)
     for i, (label, ids) in enumerate(rows_by_label.items()):
         _draw_row(sheet, dataset, label, ids, judged, top=MARGIN + HEADER + i * (CELL + CAPTION + GAP))
     sheet.save(out_png, "PNG", optimize=True)
@@ -63,7 +62,7 @@ def _draw_row(
 ) -> None:
     draw = ImageDraw.Draw(sheet)
     first, _, second = label.partition("\n")
-    draw.text((MARGIN, top + CELL // 2 - 24), first, INK, _font(22, bold=True))
+    draw.text((MARGIN, top + CELL // 2 - 24), first, INK, _font(23), stroke_width=0.5)
     draw.text((MARGIN, top + CELL // 2 + 6), second, SOFT, _font(18))
     rows = [dataset.documents.row(doc_id) for doc_id in ids]
     for i, (row, tile) in enumerate(zip(rows, _tiles(dataset, rows), strict=True)):
@@ -126,7 +125,6 @@ def _card(text: str) -> Image.Image:
     return tile
 
 
-def _font(size: int, *, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans, which comes with matplotlib."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """The font that Pillow brings."""
+    return ImageFont.load_default(size)
