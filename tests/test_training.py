@@ -143,6 +143,24 @@ def test_a_run_that_was_cut_off_ends_the_same(
     assert_same_run(run, train(settings, resume=True, progress=False))
 
 
+@pytest.mark.parametrize(("epochs", "evaluations"), [(2, 3), (1.5, 2), (1.5, 0)])
+def test_a_run_that_was_cut_off_after_its_last_step_ends_the_same(
+    epochs: float, evaluations: int, shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, cut = (config(shop, tmp_path / name, epochs=epochs, evaluations=evaluations) for name in ("whole", "cut"))
+    train(whole, progress=False)
+    finished = opengcl.training._finished_model
+
+    def crash(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(opengcl.training, "_finished_model", crash)
+    with pytest.raises(KeyboardInterrupt):
+        train(cut, progress=False)
+    monkeypatch.setattr(opengcl.training, "_finished_model", finished)
+    assert_same_run(Path(whole.out), train(cut, resume=True, progress=False))
+
+
 def test_kill_minus_nine_and_resume_on_the_command_line(run: Path, shop: Path, tmp_path: Path) -> None:
     out = tmp_path / "killed"
     settings = config(shop, out)
