@@ -90,7 +90,7 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         _fill_caches(inputs, config, Path(cache), progress)
         trainer = _trainer(config, dataset, objective, inputs, progress)
         started = time.perf_counter()
-        trainer.train_or_restore(_last_checkpoint(out) if resume else None)
+        trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
         evaluation = evaluate(model, dataset, inputs=inputs, progress=progress)
@@ -190,17 +190,6 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=objective, args=args, train_dataset=batches, eval_dataset=batches)
         self._objective, self._ranked, self._inputs, self._limit = objective, dataset, inputs, limit
         self.control: TrainerControl
-
-    def train_or_restore(self, checkpoint: Path | None) -> None:
-        """Train from a checkpoint or from the start; from a checkpoint of the last step, only take up its result."""
-        if checkpoint is not None:
-            state = TrainerState.load_from_json(str(checkpoint / _STATE))
-            if state.global_step >= self.args.max_steps:  # Trainer would begin one more epoch
-                best = state.best_model_checkpoint if self.args.load_best_model_at_end else None
-                self.state = state
-                self._load_from_checkpoint(str(checkpoint.with_name(Path(best or checkpoint).name)))
-                return
-        self.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
         """One item a step; ranks see the same steps and take their own share inside."""
@@ -331,10 +320,10 @@ def _check_same(out: Path, before: TrainConfig, now: TrainConfig) -> None:
         raise TrainError(f"{out}: cannot resume with other settings: {'; '.join(differing)}")
 
 
-def _last_checkpoint(out: Path) -> Path | None:
+def _last_checkpoint(out: Path) -> str | None:
     """The newest whole checkpoint: the Trainer writes its state last."""
     whole = [file.parent for file in out.glob(f"{_CHECKPOINTS}/checkpoint-*/{_STATE}")]
-    return max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
+    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
 
 
 def _fill_caches(pair: tuple[Inputs, Inputs], config: TrainConfig, cache: Path, progress: bool) -> None:
