@@ -156,7 +156,7 @@ def tables(results: dict[str, object]) -> str:
             continue
         steps = scored[finished[0].folder.name]["steps"]
         lines += [f"### Fashion, {title} (`--fields {written}`), {epochs} epochs, {steps:,} steps", ""]
-        lines += [f"NDCG@10 / recall@100 on test queries, mean of seeds {', '.join(map(str, seeds))}.", ""]
+        lines += [f"NDCG@10 / recall@100 on test queries, {seeds_text(seeds)}.", ""]
         lines += [f"| side | {' | '.join(SPLITS)} | minutes |", f"| --- |{' ---: |' * (len(SPLITS) + 1)}"]
         for side, (label, _) in SIDES.items():
             runs = [scored[c.folder.name] for c in finished if c.side == side]
@@ -178,6 +178,12 @@ def tables(results: dict[str, object]) -> str:
                 lines.append(f"| {name.partition(': ')[2]} | {' | '.join(shown)} |")
         lines.append("")
     return "\n".join(lines)
+
+
+def seeds_text(seeds: tuple[int, ...]) -> str:
+    """Which seeds stand behind a table."""
+    named = ", ".join(map(str, seeds))
+    return f"mean ± standard deviation of seeds {named}" if len(seeds) > 1 else f"seed {named} only"
 
 
 def cell_text(runs: list[dict], split: str) -> str:

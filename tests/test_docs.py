@@ -5,8 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import importlib.util
+import json
 import re
 import shlex
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,3 +181,17 @@ def test_pinned_versions_are_within_what_is_declared() -> None:
     assert torch
     for page in (ROOT / "README.md", ROOT / "docs/dependencies.md"):
         assert set(re.findall(r"torch==([\d.]+)", page.read_text(encoding="utf-8"))) == {torch[1]}
+
+
+def test_the_tables_of_results_are_those_of_the_results_file() -> None:
+    """No figure on the pages was typed by hand."""
+    spec = importlib.util.spec_from_file_location("fashion", ROOT / "benchmarks" / "fashion.py")
+    assert spec is not None
+    assert spec.loader is not None
+    fashion = importlib.util.module_from_spec(spec)
+    sys.modules["fashion"] = fashion  # dataclasses look their module up
+    spec.loader.exec_module(fashion)
+    results = json.loads((ROOT / fashion.RESULTS).read_text(encoding="utf-8"))
+    assert results["cells"]
+    assert fashion.tables(results) in (ROOT / fashion.PAGE).read_text(encoding="utf-8")
+    assert fashion.short_table(results) in (ROOT / fashion.FRONT).read_text(encoding="utf-8")
