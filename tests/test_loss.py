@@ -188,5 +188,6 @@ def test_memory_stays_far_below_the_dense_matrix() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_a_batch_of_65536_trains_in_four_gigabytes() -> None:
     assert extra_memory(65_536) < 4e9

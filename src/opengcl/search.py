@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-# A block of scores holds at most this many numbers: 256 MiB in float32.
-BLOCK_ELEMENTS = 1 << 26
+# A block of scores holds at most this many numbers: 32 MiB in float32, and its temporaries some five times that.
+BLOCK_ELEMENTS = 1 << 23
 
 
 def exact_top_k(
