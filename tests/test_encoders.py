@@ -11,12 +11,23 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from sentence_transformers import SentenceTransformer
-from transformers import BertConfig, BertModel, ViTConfig, ViTImageProcessorPil, ViTModel
+from transformers import (
+    BertConfig,
+    BertModel,
+    SiglipConfig,
+    SiglipImageProcessorPil,
+    SiglipModel,
+    SiglipProcessor,
+    ViTConfig,
+    ViTImageProcessorPil,
+    ViTModel,
+)
 
 from opengcl.data import RankedDataset
+from opengcl.encode import encode, inputs_for
 from opengcl.encoders import make_encoder, tiny_clip, training_texts, two_towers
 from opengcl.inputs import Inputs
-from opengcl.model import ModelError, open_encoder
+from opengcl.model import BiEncoder, FieldMix, ModelError, open_encoder
 
 from .builders import MINILM, TEXTS, WORDS, clip, minilm, ranked
 
@@ -240,3 +251,30 @@ def test_special_tokens_in_a_text_are_only_text() -> None:
     assert ids.count(encoder.tokenizer.eos_token_id) == 1
     assert ids[-1] == encoder.tokenizer.eos_token_id
     assert encoder.tokenizer.pad_token_id not in ids
+
+
+def test_siglips_vectors_do_not_depend_on_their_batch(tmp_path: Path) -> None:
+    """SigLIP pools the last position; padded to the longest of the batch, its vectors change with their neighbours."""
+    tokenizer = clip().tokenizer
+    tower = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    special = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3}
+    text = {**tower, **special, "vocab_size": len(tokenizer), "max_position_embeddings": 32}
+    config = SiglipConfig(text_config=text, vision_config={**tower, "image_size": 32, "patch_size": 16}, **special)
+    SiglipModel(config).save_pretrained(tmp_path / "siglip")
+    images = SiglipImageProcessorPil(size={"height": 32, "width": 32})
+    SiglipProcessor(image_processor=images, tokenizer=tokenizer).save_pretrained(tmp_path / "siglip")
+
+    dataset = ranked(tmp_path / "toy")
+    encoder = open_encoder(str(tmp_path / "siglip"), device="cpu")
+    model = BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema))
+    rows = np.arange(len(dataset.documents))
+    together = encode(model, dataset.documents, "document", rows)
+    alone = np.concatenate([encode(model, dataset.documents, "document", rows[[row]]) for row in rows])
+    np.testing.assert_allclose(together, alone, atol=1e-5)
+    cached = inputs_for(model, dataset.documents, "document")
+    cached.cache(tmp_path / "cache", image_cache_bytes=1e9, progress=False)
+    np.testing.assert_allclose(encode(model, dataset.documents, "document", rows, inputs=cached), together, atol=1e-5)
+    model.save(tmp_path / "saved")
+    plain = SentenceTransformer(str(tmp_path / "saved"), device="cpu")
+    beside_a_longer_one = encoder.encode(["red shoe", "blue hat " * 9])[:1]
+    np.testing.assert_allclose(plain.encode(["red shoe"]), beside_a_longer_one, atol=1e-5)

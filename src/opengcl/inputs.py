@@ -159,6 +159,8 @@ class _CachedText:
             probe[key].shape != probe["attention_mask"].shape or probe[key].is_floating_point() for key in padded
         ):
             return None  # StaticEmbedding, flattened or multi-modal features: made per batch
+        if int(probe["attention_mask"].sum(1).max()) < probe["attention_mask"].shape[1]:
+            return None  # padded beyond the longest row, as the model was trained (SigLIP): nothing to cut
         rest = {key: value for key, value in probe.items() if key not in padded}
         files = {key: (folder / f"{key}.bin").open("wb") for key in padded}
         lengths = np.zeros(len(rows), dtype=np.int64)

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modules import Transformer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +25,7 @@ Side = Literal["query", "document"]
 SIDES: tuple[Side, ...] = get_args(Side)
 CARD = "opengcl.json"
 CARD_FORMAT = 1
+_FIXED_WIDTH = ("siglip", "siglip2")
 logger = logging.getLogger(__name__)
 
 
@@ -235,7 +237,9 @@ def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer
     """
     try:
         _check_modules(Path(name) / "modules.json")
-        return SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        _pad_as_trained(encoder)
+        return encoder
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
 
@@ -251,6 +255,20 @@ def _check_modules(file: Path) -> None:
     for kind in types:
         if not kind.startswith("sentence_transformers."):
             raise ValueError(f"{file}: module type {kind!r}; allowed: those of sentence_transformers")
+
+
+def _pad_as_trained(encoder: SentenceTransformer) -> None:
+    """Pad SigLIP's texts to their full width.
+
+    It pools the last position, so that with texts padded to the longest of their batch, as sentence-transformers does,
+    a text's vector would depend on its neighbours (Zhai et al. 2023, arXiv 2303.15343; trained on 64 tokens always).
+    The setting is saved with the model.
+    """
+    for module in encoder.modules():
+        if isinstance(module, Transformer) and module.config.model_type in _FIXED_WIDTH:
+            width = module.config.text_config.max_position_embeddings
+            text = {"padding": "max_length", "max_length": width, **module.processing_kwargs.get("text", {})}
+            module.processing_kwargs = {**module.processing_kwargs, "text": text}
 
 
 def _described(mix: FieldMix, side: Side) -> dict[str, dict[str, Any]]:
