@@ -24,8 +24,8 @@ import pyarrow as pa
 from opengcl.compare import bootstrap_interval, randomisation_p
 from opengcl.data import SPLITS, RankedDataset
 from opengcl.per_query import read_per_query
-from opengcl.rankings import ideal_rows, judged_scores
 from opengcl.run_folder import read_lists
+from opengcl.shown_queries import ideal_rows, judged_scores
 from opengcl.strip import ranking_strip
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -164,18 +164,14 @@ def tables(results: dict[str, object]) -> str:
                 lines.append(
                     f"| {label} | {' | '.join(cell_text(runs, split) for split in SPLITS)} | {minutes(runs)} |"
                 )
-        lines += ["", "Differences in NDCG@10, paired over queries: percent, 95% interval of the difference, p.", ""]
-        lines += [f"| | {' | '.join(SPLITS)} |", f"| --- |{' ---: |' * len(SPLITS)}"]
-        for name, table in differences.items():
-            if name.startswith(f"{fields}: "):
-                shown = (difference_text(table[split]["ndcg@10"]) for split in SPLITS)
-                lines.append(f"| {name.partition(': ')[2]} | {' | '.join(shown)} |")
-        lines += ["", "The same for recall@100.", ""]
-        lines += [f"| | {' | '.join(SPLITS)} |", f"| --- |{' ---: |' * len(SPLITS)}"]
-        for name, table in differences.items():
-            if name.startswith(f"{fields}: "):
-                shown = (difference_text(table[split]["recall@100"]) for split in SPLITS)
-                lines.append(f"| {name.partition(': ')[2]} | {' | '.join(shown)} |")
+        measured = "Differences in NDCG@10, paired over queries: percent, 95% interval of the difference, p."
+        for heading, metric in ((measured, "ndcg@10"), ("The same for recall@100.", "recall@100")):
+            lines += ["", heading, ""]
+            lines += [f"| | {' | '.join(SPLITS)} |", f"| --- |{' ---: |' * len(SPLITS)}"]
+            for name, table in differences.items():
+                if name.startswith(f"{fields}: "):
+                    shown = (difference_text(table[split][metric]) for split in SPLITS)
+                    lines.append(f"| {name.partition(': ')[2]} | {' | '.join(shown)} |")
         lines.append("")
     return "\n".join(lines)
 

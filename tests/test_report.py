@@ -15,9 +15,9 @@ from opengcl.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, bar_chart, l
 from opengcl.data.dataset import RankedDataset, write_dataset
 from opengcl.data.schema import Schema
 from opengcl.data.splits import SPLITS
-from opengcl.rankings import ideal_rows, judged_scores, pick_queries
 from opengcl.report import MINUS, _bins, metric_name, write_report
 from opengcl.run_folder import FILES, RunFolderError
+from opengcl.shown_queries import ideal_rows, judged_scores, pick_queries
 from opengcl.strip import CELL, HEADER, LABELS, MARGIN, ranking_strip
 
 HOSTILE = "<script>alert(1)</script>\"><img src=http://evil.example/x onerror=alert(2)> & 'quoted'"

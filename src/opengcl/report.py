@@ -20,8 +20,8 @@ from PIL import Image
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
-from opengcl.rankings import Pick, ideal_rows, judged_scores, pick_queries
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
+from opengcl.shown_queries import Pick, ideal_rows, judged_scores, pick_queries
 
 PRIMARY = "ndcg@10"
 LIST_LENGTH = 10

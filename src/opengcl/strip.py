@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from opengcl.data.dataset import RankedDataset
-from opengcl.rankings import judged_scores
+from opengcl.shown_queries import judged_scores
 
 CELL, GAP, MARGIN, HEADER, LABELS, CAPTION = 128, 14, 24, 64, 170, 40
 INK, SOFT, PAGE, RULE = (27, 36, 48), (92, 104, 120), (255, 255, 255), (226, 230, 236)
