@@ -25,7 +25,7 @@ from transformers import (
 
 from opengcl.data import RankedDataset
 from opengcl.encode import encode, inputs_for
-from opengcl.encoders import make_encoder, tiny_clip, training_texts, two_towers
+from opengcl.encoders import make_encoder, static_text, tiny_clip, training_texts, two_towers
 from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder, FieldMix, ModelError, open_encoder
 
@@ -116,6 +116,23 @@ def test_tiny_opens_with_plain_sentence_transformers(tmp_path: Path) -> None:
     assert_plain_and_equal(clip(seed=1), tmp_path, [TEXTS[:5], PICTURES])
 
 
+def test_static_opens_with_plain_sentence_transformers(tmp_path: Path) -> None:
+    assert_plain_and_equal(static_text(TEXTS, seed=1, dim=16, hidden=24), tmp_path, [TEXTS[:5]])
+
+
+def test_static_is_a_bag_that_repeats_by_seed() -> None:
+    one, same, other = (static_text(many_words(), seed=seed, dim=16, hidden=24) for seed in (4, 4, 5))
+    words = many_words()[0].split()
+    vectors = one.encode([" ".join(words), " ".join(reversed(words)), words[0].upper()])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+    assert np.abs(vectors[0] - vectors[2]).max() > 1e-3
+    for name, value in one.state_dict().items():
+        torch.testing.assert_close(same.state_dict()[name], value, rtol=0, atol=0)
+    assert any(not torch.equal(other.state_dict()[name], value) for name, value in one.state_dict().items())
+    with pytest.raises(ModelError, match="no text to train the tokenizer of 'static'"):
+        static_text([])
+
+
 def test_two_towers_open_with_plain_sentence_transformers(towers: SentenceTransformer, tmp_path: Path) -> None:
     assert towers.get_embedding_dimension() == 12
     assert towers.encode(TEXTS[:2]).shape == (2, 12)
@@ -184,11 +201,12 @@ def test_wrong_names_are_refused(dataset: RankedDataset, name: str, message: str
 def test_named_encoders(dataset: RankedDataset, vit: str) -> None:
     tiny = make_encoder("tiny", dataset, seed=0, dim=32)
     assert tiny.get_embedding_dimension() == 32
+    assert make_encoder("static", dataset, seed=0, dim=24).get_embedding_dimension() == 24
     assert make_encoder(f"text={MINILM},image={vit}", dataset, seed=0, dim=9).get_embedding_dimension() == 9
     np.testing.assert_allclose(
         make_encoder(MINILM, dataset, seed=0).encode(TEXTS[:2]), minilm().encode(TEXTS[:2]), rtol=0, atol=1e-6
     )
-    with pytest.raises(ModelError, match=r"dim is for 'tiny' and two towers; .* has its own width"):
+    with pytest.raises(ModelError, match=r"dim is for 'tiny', 'static' and two towers; .* has its own width"):
         make_encoder(MINILM, dataset, seed=0, dim=9)
 
 

@@ -18,7 +18,7 @@ from opengcl.data import RankedDataset
 from opengcl.encode import inputs_for
 from opengcl.loss import DIRECTIONS, TARGETS, gcl_loss
 from opengcl.model import BiEncoder, FieldEmbeddings, FieldMix
-from opengcl.objective import RankingObjective, relation_tensors
+from opengcl.objective import Known, RankingObjective, read_target, relation_tensors
 from opengcl.weights import weight_function
 
 from .builders import clip, ranked
@@ -435,3 +435,47 @@ def test_a_batch_without_weight_teaches_nothing(target: str, combine: str, tmp_p
     loss.backward()
     assert loss.item() == 0
     assert all(p.grad is None or not p.grad.any() for p in objective.parameters())
+
+
+class Scaled(nn.Module):
+    """A loss of one's own with a parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.offset = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+
+    def forward(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor) -> Tensor:
+        cosine = queries[known.pair_query] * documents[known.pair_document]
+        return self.offset * (known.pair_weight * cosine.sum(1)).sum() / logit_scale.double()
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_the_target() -> None:
+    relation = random_relation(5, 6, 8, seed=0)
+    present = {side: torch.ones(2, rows, dtype=torch.bool) for side, rows in (("query", 5), ("document", 6))}
+    model = Table({"query": 5, "document": 6}, present, seed=0)
+    objective = RankingObjective(model, target=read_target(f"{__name__}:Scaled"), temperature=0.25)
+    loss = objective({}, {}, relation_tensors(relation))["loss"]
+    query, document = (model.fuse(model.encode_fields({}, side), side).detach() for side in ("query", "document"))
+    expected = sum(
+        2.0 * float(w) * float(query[i] @ document[j]) * 0.25
+        for i, j, w in zip(relation.pair_query, relation.pair_document, relation.pair_weight, strict=True)
+    )
+    assert loss.item() == pytest.approx(expected, rel=1e-6)
+    loss.backward()
+    trained = {name for name, parameter in objective.named_parameters() if parameter.grad is not None}
+    assert trained == {"target.offset", "log_logit_scale", "model.tables.query", "model.tables.document"}
+    assert "target.offset" in objective.state_dict()  # so it is checkpointed
+
+
+@pytest.mark.parametrize(
+    ("written", "message"),
+    [
+        ("list", "target 'list' is unknown; use one of diagonal, masked, full, full_row"),
+        ("no_such_module:Loss", "cannot be imported"),
+        ("opengcl.loss:no_such_loss", "cannot be imported"),
+        ("opengcl.loss:TARGETS", "is a tuple, not a function"),
+    ],
+)
+def test_a_target_that_cannot_be_is_refused(written: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_target(written)

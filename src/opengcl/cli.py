@@ -37,7 +37,9 @@ def train(
     data: Annotated[Path | None, typer.Option(help="Folder of the ranked data set.")] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="tiny (built here), a sentence-transformers model, or text=MODEL,image=MODEL (two towers)."),
+        typer.Option(
+            help="static or tiny (built here), a sentence-transformers model, or text=MODEL,image=MODEL (two towers)."
+        ),
     ] = None,
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win.")] = None,
     fields: Fields = None,
@@ -50,7 +52,10 @@ def train(
         ),
     ] = None,
     target: Annotated[
-        str | None, typer.Option("--target", "--targets", help="Form of the loss: diagonal, masked, full or full_row.")
+        str | None,
+        typer.Option(
+            "--target", "--targets", help="Form of the loss: diagonal, masked, full, full_row, or package.module:name."
+        ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the training pairs.")] = None,
@@ -58,7 +63,9 @@ def train(
     docs_per_query: Annotated[
         int | None, typer.Option(help="Documents of a query that come together; by default pairs are shuffled singly.")
     ] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak; 1e-3 for tiny, else 2e-5.")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option(help="Peak; 5e-3 for static, 1e-3 for tiny, else 2e-5.")
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="Where the temperature starts.")] = None,
     seed: Annotated[int | None, typer.Option(help="Of weights, batches and dropout.")] = None,
     precision: Annotated[str | None, typer.Option(help="fp32, bf16 or fp16.")] = None,

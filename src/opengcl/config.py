@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from opengcl.fields import COMBINES, Combine, check_fields, parse_fields
-from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target
+from opengcl.loss import DIRECTIONS, TARGETS, Direction
 from opengcl.weights import SCALINGS, Scaling, weight_function
 
 Precision = Literal["fp32", "bf16", "fp16"]
@@ -29,13 +29,13 @@ class TrainConfig:
     data: str
     """Folder of the ranked data set."""
     model: str
-    """``tiny``, ``text=MODEL,image=MODEL``, or a sentence-transformers model (folder or hub name)."""
+    """``static``, ``tiny``, ``text=MODEL,image=MODEL``, or a sentence-transformers model (folder or hub name)."""
     out: str
     """Run folder."""
     strict: bool = True
     """Whether bad rows of the data set are an error; else they are skipped, counted and reported."""
     dim: int | None = None
-    """Width of the vectors, for ``tiny`` (128 when not given) and two towers (256)."""
+    """Width of the vectors, for ``static``, ``tiny`` (128 when not given) and two towers (256)."""
     fields: dict[str, float] | None = None
     """Document field -> weight; all fields that the model reads, equally, when not given."""
     query_fields: dict[str, float] | None = None
@@ -46,8 +46,8 @@ class TrainConfig:
     """Score -> weight function, as ``opengcl.weights.weight_function`` reads it."""
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
-    target: Target = "full_row"
-    """Form of the loss, see ``opengcl.gcl_loss``."""
+    target: str = "full_row"
+    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
     direction: Direction = "both"
     """Softmax over documents (``query``), over queries (``document``), or ``both``."""
     temperature: float = 0.07
@@ -61,7 +61,7 @@ class TrainConfig:
     docs_per_query: int | None = None
     """Documents of a query that come together; pairs are shuffled one by one when not given."""
     learning_rate: float | None = None
-    """Peak learning rate; 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
+    """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
     schedule: Schedule = "cosine"
     """How the learning rate falls after the warm-up."""
     warmup: float = 0.05
@@ -98,7 +98,6 @@ class TrainConfig:
         choices: tuple[tuple[str, tuple[str, ...]], ...] = (
             ("combine", COMBINES),
             ("scaling", SCALINGS),
-            ("target", TARGETS),
             ("direction", DIRECTIONS),
             ("precision", get_args(Precision)),
             ("schedule", get_args(Schedule)),
@@ -133,13 +132,15 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_fields(getattr(self, name))
         weight_function(self.weights)
+        if self.target not in TARGETS and ":" not in self.target:
+            raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
 
     @property
     def peak_learning_rate(self) -> float:
         """The learning rate that applies."""
         if self.learning_rate is not None:
             return self.learning_rate
-        return 1e-3 if self.model == "tiny" else 2e-5
+        return {"static": 5e-3, "tiny": 1e-3}.get(self.model, 2e-5)
 
     def to_yaml(self) -> str:
         """Every setting, in the order above."""

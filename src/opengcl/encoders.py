@@ -10,13 +10,14 @@ import torch
 from safetensors.torch import save_file
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modules import Dense, Normalize, Router
+from sentence_transformers.sentence_transformer.modules import StaticEmbedding
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
 from opengcl.data import RankedDataset
 from opengcl.model import ModelError, open_encoder
 
-TINY = "tiny"
+TINY, STATIC = "tiny", "static"
 _TOKENIZER_TEXTS = 1_000_000
 
 
@@ -24,24 +25,27 @@ def make_encoder(name: str, dataset: RankedDataset, *, seed: int, dim: int | Non
     """The encoder that ``--model`` names.
 
     - ``tiny``: a small CLIP with random weights, its tokenizer trained on the data set's seen texts. No download.
+    - ``static``: a bag of subwords with random weights, its tokenizer trained likewise. Reads text only; the fastest.
     - ``text=MODEL,image=MODEL``: two towers, each with a projection to ``dim`` (default 256).
     - anything else: a sentence-transformers model, as a folder or a name on the hub.
 
     Args:
         name: As above.
-        dataset: Whose texts train the tokenizer of ``tiny``.
+        dataset: Whose texts train the tokenizer of ``tiny`` and ``static``.
         seed: Of the random weights.
-        dim: Width of the vectors, for ``tiny`` (default 128) and two towers.
+        dim: Width of the vectors, for ``tiny`` (default 128), ``static`` (128) and two towers.
 
     Raises:
         ModelError: The model cannot be opened.
     """
     if name == TINY:
         return tiny_clip(training_texts(dataset), seed=seed, dim=dim or 128)
+    if name == STATIC:
+        return static_text(training_texts(dataset), seed=seed, dim=dim or 128)
     if name.startswith(("text=", "image=")):
         return two_towers(**_towers(name), seed=seed, dim=dim or 256)
     if dim is not None:
-        raise ModelError(f"dim is for 'tiny' and two towers; {name!r} has its own width")
+        raise ModelError(f"dim is for 'tiny', 'static' and two towers; {name!r} has its own width")
     return open_encoder(name, device="cpu")
 
 
@@ -83,7 +87,7 @@ def tiny_clip(
     Raises:
         ModelError: There is no text to train the tokenizer on.
     """
-    tokenizer = _train_tokenizer(texts, vocabulary)
+    tokenizer = _train_tokenizer(texts, vocabulary, TINY)
     tower = {"hidden_size": dim, "intermediate_size": 2 * dim, "num_attention_heads": max(1, dim // 64)}
     config = CLIPConfig(
         text_config={
@@ -113,7 +117,35 @@ def tiny_clip(
         return SentenceTransformer(folder, device="cpu")
 
 
-def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokenizerFast:
+def static_text(
+    texts: Iterable[str], *, seed: int = 0, dim: int = 128, hidden: int = 256, vocabulary: int = 8192
+) -> SentenceTransformer:
+    """A bag of subwords with random weights: their mean vector through two dense layers; some two million parameters.
+
+    It knows no word order, trains some five times as fast as ``tiny`` on a CPU, and reads text only.
+
+    Args:
+        texts: What its lower-casing WordPiece tokenizer is trained on.
+        seed: Of the weights.
+        dim: Width of the vectors.
+        hidden: Width of the subwords' vectors and of the layer between.
+        vocabulary: Size of the vocabulary at most.
+
+    Raises:
+        ModelError: There is no text to train the tokenizer on.
+    """
+    tokenizer = _train_tokenizer(texts, vocabulary, STATIC)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        bag = StaticEmbedding(tokenizer, embedding_dim=hidden)
+        layers = [
+            Dense(hidden, hidden, activation_function=torch.nn.GELU()),
+            Dense(hidden, dim, bias=False, activation_function=torch.nn.Identity()),
+        ]
+    return SentenceTransformer(modules=[bag, *layers], device="cpu")
+
+
+def _train_tokenizer(texts: Iterable[str], vocabulary: int, encoder: str) -> PreTrainedTokenizerFast:
     special = {"pad_token": "[PAD]", "unk_token": "[UNK]", "bos_token": "[BOS]", "eos_token": "[EOS]"}
     names = list(special.values())
     known = list(texts)
@@ -122,7 +154,7 @@ def _train_tokenizer(texts: Iterable[str], vocabulary: int) -> PreTrainedTokeniz
     letters = sorted(set(_train_pieces(known, 0, names)) - set(names))
     pieces = _train_pieces(known, vocabulary, [*names, *letters])
     if len(pieces) <= len(names):
-        raise ModelError("the data set has no text to train the tokenizer of 'tiny' on")
+        raise ModelError(f"the data set has no text to train the tokenizer of {encoder!r} on")
     tokenizer = _word_pieces(pieces)
     tokenizer.add_special_tokens(names)
     end = (special["eos_token"], pieces[special["eos_token"]])

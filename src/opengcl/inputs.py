@@ -80,10 +80,12 @@ class Inputs:
         for number, field in enumerate(self._fields):
             part = folder / str(number)  # a field's name may hold what a file's cannot
             part.mkdir(parents=True, exist_ok=True)
-            build = _CachedText.build if self._records.fields[field] == "text" else _CachedImages.build
-            cached = build(self._encoder, self._records, field, part, image_cache_bytes, progress)
-            if cached is not None:
-                self._sources[field] = cached
+            kinds = (_CachedText, _CachedBags) if self._records.fields[field] == "text" else (_CachedImages,)
+            for kind in kinds:
+                cached = kind.build(self._encoder, self._records, field, part, image_cache_bytes, progress)
+                if cached is not None:
+                    self._sources[field] = cached
+                    break
 
     def of(self, rows: Rows) -> dict[str, FieldInput]:
         """Features of the rows, field by field."""
@@ -158,7 +160,7 @@ class _CachedText:
         if "attention_mask" not in padded or any(
             probe[key].shape != probe["attention_mask"].shape or probe[key].is_floating_point() for key in padded
         ):
-            return None  # StaticEmbedding, flattened or multi-modal features: made per batch
+            return None  # flattened or multi-modal features
         if int(probe["attention_mask"].sum(1).max()) < probe["attention_mask"].shape[1]:
             return None  # padded beyond the longest row, as the model was trained (SigLIP): nothing to cut
         rest = {key: value for key, value in probe.items() if key not in padded}
@@ -196,6 +198,44 @@ class _CachedText:
             values[inside] = flat[source]
             features[key] = torch.from_numpy(values)
         return features
+
+
+class _CachedBags:
+    """Tokens of a `StaticEmbedding`: flat ids of all rows, and where each row begins."""
+
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray, place: np.ndarray) -> None:
+        self._flat, self._offsets, self._place = flat, offsets, place
+
+    @classmethod
+    def build(
+        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, _: float, progress: bool
+    ) -> _CachedBags | None:
+        rows = np.flatnonzero(records.present(field, np.arange(len(records))))
+        if len(rows) == 0 or set(preprocess(encoder, records, field, rows[:1])) != {"input_ids", "offsets"}:
+            return None
+        flat, starts, end = [np.empty(0, dtype=np.int32)], [], 0
+        with (folder / "input_ids.bin").open("wb") as file:
+            for _start, chunk in _chunks(rows, f"tokenising {field}", progress):
+                features = preprocess(encoder, records, field, chunk)
+                file.write(features["input_ids"].to(torch.int32).numpy().tobytes())
+                starts.append(features["offsets"].numpy() + end)
+                end += len(features["input_ids"])
+        if end:
+            flat.append(np.memmap(folder / "input_ids.bin", dtype=np.int32, mode="r"))
+        place = np.full(len(records), -1, dtype=np.int64)
+        place[rows] = np.arange(len(rows))
+        return cls(flat[-1], np.r_[np.concatenate(starts), end], place)
+
+    def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
+        return np.zeros(len(rows), dtype=np.int64)  # nothing is padded
+
+    def features(self, rows: Rows) -> Features:
+        place = self._place[rows]
+        starts, lengths = self._offsets[place], self._offsets[place + 1] - self._offsets[place]
+        offsets = np.cumsum(lengths) - lengths
+        source = np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths)
+        ids = torch.from_numpy(self._flat[source].astype(np.int64))
+        return {"input_ids": ids, "offsets": torch.from_numpy(offsets)}
 
 
 class _CachedImages:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from typing import TypedDict
+from typing import Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from opengcl.batches import Relation
 from opengcl.distributed import gather_rows
 from opengcl.fields import COMBINES, Combine
 from opengcl.inputs import FieldInput
-from opengcl.loss import Direction, Target, gcl_loss
+from opengcl.loss import TARGETS, Direction, Target, gcl_loss
 from opengcl.model import BiEncoder, FieldEmbeddings
 
 MAX_LOGIT_SCALE = 100.0  # as CLIP clamps it (Radford et al. 2021, section 2.5)
@@ -29,12 +30,30 @@ class Batch(TypedDict):
     rows: dict[str, Tensor]  # of the data set's queries and documents, to name them when something is wrong
 
 
+class BatchLoss(Protocol):
+    """A loss of one's own, in the place of `opengcl.gcl_loss`; a `torch.nn.Module` may have parameters."""
+
+    def __call__(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor, /) -> Tensor:
+        """The loss of a batch.
+
+        Args:
+            queries: (m, d) float32 unit rows, the batch's distinct queries.
+            documents: (n, d) float32 unit rows, its distinct documents.
+            known: Which pairs were drawn, and every judged pair among these queries and documents.
+            logit_scale: 0-d, ``1 / temperature``, learnable.
+
+        Returns:
+            A finite 0-d tensor.
+        """
+        ...
+
+
 class RankingObjective(nn.Module):
     """The weighted contrastive loss of a batch of judged pairs.
 
     Args:
         model: The bi-encoder to train.
-        target: Form of the loss, see `opengcl.gcl_loss`.
+        target: Form of the loss, see `opengcl.gcl_loss`, or another loss altogether, see `BatchLoss`.
         direction: ``both``, ``query`` or ``document``.
         combine: ``mean``: one loss on the fused vectors. ``pairwise``: the mean of one loss per (query field, document
             field) pair, weighted by the product of the field weights; pairs of rows that lack a field leave its loss.
@@ -48,7 +67,7 @@ class RankingObjective(nn.Module):
         self,
         model: BiEncoder,
         *,
-        target: Target,
+        target: Target | BatchLoss,
         direction: Direction = "both",
         combine: Combine = "mean",
         temperature: float = 0.07,
@@ -110,6 +129,8 @@ class RankingObjective(nn.Module):
 
     def _loss(self, queries: Tensor, documents: Tensor, known: Known) -> Tensor:
         scale = self.log_logit_scale.exp()
+        if not isinstance(self.target, str):
+            return self.target(queries, documents, known, scale)
         if self.target in ("diagonal", "masked"):
             queries, documents = queries[known.pair_query], documents[known.pair_document]
             weights = known.pair_weight if self.target == "diagonal" else known.pairs_among_pairs()
@@ -148,7 +169,7 @@ class Known:
         weight = torch.where(i == j, self.pair_weight[i], 0.0)
         return _sparse(torch.stack([i, j]), weight, (pairs, pairs))
 
-    def has_weight(self, target: Target) -> bool:
+    def has_weight(self, target: Target | BatchLoss) -> bool:
         """Whether any pair that the target uses has a weight above 0."""
         weight = self.pair_weight if target in ("diagonal", "masked") else self.judged_weight
         return bool((weight > 0).any())
@@ -183,6 +204,31 @@ class _Groups:
     def member(self, group: Tensor, number: Tensor) -> Tensor:
         """The ``number``-th member of each asked group."""
         return self.order[self.starts[group] + number]
+
+
+def read_target(written: str) -> Target | BatchLoss:
+    """A form of `opengcl.gcl_loss` by its name, or a `BatchLoss` by its import path, ``my_shop.losses:Pairwise``.
+
+    The path names a function, or a `torch.nn.Module` class that is made without arguments.
+
+    Raises:
+        ValueError: The name is unknown, or the path cannot be imported.
+    """
+    if written in TARGETS:
+        return cast(Target, written)
+    module, _, name = written.partition(":")
+    if not name:
+        raise ValueError(
+            f"target {written!r} is unknown; use one of {', '.join(TARGETS)}, or an import path as package.module:name"
+        )
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"target {written} cannot be imported: {error}") from error
+    made = found() if isinstance(found, type) else found
+    if not callable(made):
+        raise ValueError(f"target {written} is a {type(found).__name__}, not a function or module")
+    return cast(BatchLoss, made)
 
 
 def relation_tensors(relation: Relation) -> dict[str, Tensor]:

@@ -35,7 +35,7 @@ from opengcl.evaluation import Evaluation, Limit, evaluate
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
-from opengcl.objective import Batch, RankingObjective, relation_tensors
+from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
 from opengcl.report import write_report
 from opengcl.weights import weight_function
 
@@ -116,7 +116,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
         BiEncoder(encoder, mix),
-        target=config.target,
+        target=read_target(config.target),
         direction=config.direction,
         combine=config.combine,
         temperature=config.temperature,
