@@ -1,0 +1,1 @@
+"""Compares training objectives: same model, same data, same budget."""
