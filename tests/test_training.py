@@ -300,3 +300,40 @@ def test_bad_rows_stop_a_run_unless_they_are_to_be_skipped(shop: Path, tmp_path:
         train(config(bad, tmp_path / "strict"), progress=False)
     out = train(config(bad, tmp_path / "lenient", strict=False, epochs=1, evaluations=0), progress=False)
     assert (out / "metrics.json").is_file()
+
+
+def halved_scores(shop: Path, out: Path, *, all_seen: bool = False) -> Path:
+    """The same shop with scores in half the range, and, when asked, everything seen."""
+    shutil.copytree(shop, out, ignore=shutil.ignore_patterns("*.partial"))
+    table = pq.read_table(out / "qrels.parquet")
+    column = table.column_names.index("score")
+    halved = pa.array(table["score"].to_numpy() / 2 + 50)
+    pq.write_table(table.set_column(column, "score", halved), out / "qrels.parquet")
+    if all_seen:
+        for name in ("queries.parquet", "documents.parquet"):
+            rows = pq.read_table(out / name)
+            pq.write_table(rows.append_column("split", pa.array(["seen"] * len(rows))), out / name)
+    return out
+
+
+def test_trained_on_one_data_set_and_evaluated_on_another(shop: Path, tmp_path: Path) -> None:
+    """With constant weights both sets of scores teach the same, and figures are those of the other data set's dev queries."""
+    clicks = halved_scores(shop, tmp_path / "clicks")
+    settings = {"weights": "constant", "epochs": 1, "evaluations": 1, "final_queries": "dev"}
+    out = train(config(clicks, tmp_path / "run", evaluation_data=str(shop), **settings), progress=False)
+    content = json.loads((out / "metrics.json").read_text())
+    expected = evaluate(BiEncoder.load(out), RankedDataset.open(shop), part="dev").splits()
+    assert content["queries"] == "dev"
+    for split, row in content["splits"].items():
+        assert expected[split] == pytest.approx(row, abs=1e-9)
+    same = train(config(shop, tmp_path / "same", **settings), progress=False)
+    assert_same_run(out, same)
+    with pytest.raises(TrainError, match="the data set has changed"):
+        train(config(clicks, out, evaluation_data=str(halved_scores(shop, tmp_path / "x")), **settings), resume=True)
+
+
+def test_what_is_novel_to_the_evaluation_must_not_be_trained_on(shop: Path, tmp_path: Path) -> None:
+    clicks = halved_scores(shop, tmp_path / "clicks", all_seen=True)
+    with pytest.raises(TrainError, match=r"^query .* more are trained on, but novel in .*evaluation_data"):
+        train(config(clicks, tmp_path / "run", evaluation_data=str(shop)), progress=False)
+    assert not (tmp_path / "run").exists()

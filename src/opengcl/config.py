@@ -16,6 +16,7 @@ from opengcl.weights import SCALINGS, Scaling, weight_function
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "constant"]
+FinalQueries = Literal["test", "dev"]
 
 
 class ConfigError(ValueError):
@@ -86,6 +87,10 @@ class TrainConfig:
     """Dev queries of each split in an evaluation, at most; drawn by seed."""
     dev_documents: int = 50_000
     """Documents of each split in an evaluation on dev queries, at most: judged ones, and others drawn by seed."""
+    evaluation_data: str | None = None
+    """Ranked data set to evaluate on, such as judgements beside clicks; ``data`` when not given."""
+    final_queries: FinalQueries = "test"
+    """Queries that the finished model is evaluated on; ``dev`` while settings are searched."""
     image_cache_gb: float = 4.0
     """Pictures are decoded once into a file of up to this size; above it, per batch. 0: never cached."""
     workers: int = 0
@@ -101,6 +106,7 @@ class TrainConfig:
             ("direction", DIRECTIONS),
             ("precision", get_args(Precision)),
             ("schedule", get_args(Schedule)),
+            ("final_queries", get_args(FinalQueries)),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:

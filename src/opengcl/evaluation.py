@@ -46,13 +46,7 @@ class Evaluation:
 
     def splits(self) -> dict[str, dict[str, float]]:
         """Split -> metric -> mean over its queries, and ``queries``, their number."""
-        split = self.per_query["split"].to_numpy(zero_copy_only=False)
-        table: dict[str, dict[str, float]] = {}
-        for name in dict.fromkeys(split.tolist()):
-            inside = split == name
-            means = {m: float(self.per_query[m].to_numpy()[inside].mean()) for m in self.metrics}
-            table[name] = {**means, "queries": int(inside.sum())}
-        return table
+        return split_means(self.per_query)
 
     def write(self, file: Path, *, per_query: Path, **extra: Any) -> None:
         """Write the means to ``file`` (JSON) and the per-query values to ``per_query`` (Parquet).
@@ -167,6 +161,50 @@ def evaluate(
     return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part)
 
 
+def score_lists(
+    dataset: RankedDataset,
+    split: str,
+    queries: Int[np.ndarray, " q"],
+    rows: Int[np.ndarray, "q depth"],
+    metrics: Sequence[str] = DEFAULT_METRICS,
+) -> pa.Table:
+    """The per-query table of one split for lists that something else ranked, scored as `evaluate` scores its own.
+
+    Args:
+        dataset: The data set.
+        split: Whose half of the documents was searched.
+        queries: Rows of the queries.
+        rows: Each query's document rows, best first; -1 fills a list that found fewer, at its end.
+        metrics: Names as in `opengcl.metrics`.
+
+    Raises:
+        ValueError: An unknown split or metric, a query without a judged document in the split, or a list that leaves
+            the split's half, names a document twice, or goes on after a -1.
+    """
+    check_names(metrics)
+    _check_lists(dataset, split, queries, rows)
+    trained, seen = _training_pairs(dataset), _searches_seen(dataset, split)
+    tables = []
+    for start in range(0, len(queries), _BLOCK_QUERIES):
+        block = slice(start, start + _BLOCK_QUERIES)
+        relevance, judged = _judge(dataset, queries[block], rows[block], seen=seen)
+        ids = dataset.queries.ids(queries[block])
+        tables.append(per_query_table(split, ids, trained[queries[block]], compute(metrics, relevance, judged)))
+    return pa.concat_tables(tables)
+
+
+def split_means(per_query: pa.Table) -> dict[str, dict[str, float]]:
+    """Split -> metric -> mean over its queries, and ``queries``, their number."""
+    split = per_query["split"].to_numpy(zero_copy_only=False)
+    names = [name for name in per_query.column_names if name not in KEYS]
+    table: dict[str, dict[str, float]] = {}
+    for name in dict.fromkeys(split.tolist()):
+        inside = split == name
+        means = {metric: float(per_query[metric].to_numpy()[inside].mean()) for metric in names}
+        table[name] = {**means, "queries": int(inside.sum())}
+    return table
+
+
 @dataclass(frozen=True)
 class _Ranked:
     """The lists of a block of queries."""
@@ -256,6 +294,14 @@ def _rank(
     scores, found = exact_top_k(asked, document_vectors.matrix, depth, rows=searched, device=device)
     rows = document_vectors.rows[found]
     seen = bool(dataset.splits.document_seen[candidates[0]])
+    relevance, judged = _judge(dataset, queries, rows, seen=seen)
+    return _Ranked(dataset.queries.ids(queries), rows, scores, relevance, judged)
+
+
+def _judge(
+    dataset: RankedDataset, queries: Int[np.ndarray, " q"], rows: Int[np.ndarray, "q depth"], *, seen: bool
+) -> tuple[Float[np.ndarray, "q depth"], Float[np.ndarray, "q judged"]]:
+    """Relevance of each listed document, and all judged relevances of each query in the half; padded with 0."""
     relevance = np.zeros(rows.shape)
     lists = []
     for number, query in enumerate(queries):
@@ -268,7 +314,33 @@ def _rank(
     judged = np.zeros((len(queries), max(map(len, lists))))
     for number, score in enumerate(lists):
         judged[number, : len(score)] = score
-    return _Ranked(dataset.queries.ids(queries), rows, scores, relevance, judged)
+    return relevance, judged
+
+
+def _searches_seen(dataset: RankedDataset, split: str) -> bool:
+    """Whether a split is searched over the seen half."""
+    return bool(dataset.splits.document_seen[dataset.splits.document_rows(split)[:1]].any())
+
+
+def _check_lists(
+    dataset: RankedDataset, split: str, queries: Int[np.ndarray, " q"], rows: Int[np.ndarray, "q depth"]
+) -> None:
+    allowed = dataset.splits.query_rows(split)
+    outside = np.setdiff1d(queries, allowed)
+    if len(outside) or len(queries) == 0:
+        found = f"query row {outside[0]}" if len(outside) else "no query"
+        raise ValueError(f"{split}: found {found}; allowed: rows of queries with a judged document in this split")
+    if rows.ndim != 2 or len(rows) != len(queries):
+        raise ValueError(f"{split}: lists of shape {rows.shape} for {len(queries)} queries; one row a query is needed")
+    inside = np.zeros(len(dataset.documents) + 1, dtype=bool)
+    inside[dataset.splits.document_rows(split)] = True
+    inside[-1] = True  # the place that -1 points to
+    for query, row in zip(queries, rows, strict=True):
+        found = row[row != -1]
+        if row.min(initial=0) < -1 or row.max(initial=0) >= len(inside) - 1 or not inside[row].all():
+            raise ValueError(f"{split}: the list of query row {query} leaves the documents that the split searches")
+        if len(np.unique(found)) < len(found) or (row[: len(found)] == -1).any():
+            raise ValueError(f"{split}: the list of query row {query} has a document twice or goes on after a -1")
 
 
 def _judged_in_half(

@@ -52,7 +52,7 @@ class TrainError(ValueError):
 
 
 def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = None, progress: bool = True) -> Path:
-    """Train, evaluate on the test queries of the four splits, and write the run folder.
+    """Train, evaluate on the test queries (``config.final_queries``) of the four splits, and write the run folder.
 
     The folder gets ``config.yaml``, ``model/``, ``metrics.json``, ``per_query.parquet``, ``results.parquet``,
     ``history.json``, ``tensorboard/``, ``report.html`` and the checkpoints that ``resume`` goes on from.
@@ -74,29 +74,34 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     """
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
-    dataset = RankedDataset.open(config.data, strict=config.strict, progress=progress and rank() == 0)
+    shown = progress and rank() == 0
+    dataset = RankedDataset.open(config.data, strict=config.strict, progress=shown)
+    judged = dataset
+    if config.evaluation_data is not None:
+        judged = RankedDataset.open(config.evaluation_data, strict=config.strict, progress=shown)
+        _check_unseen(dataset, judged)
     objective = build_objective(config, dataset)
-    inputs = (
-        inputs_for(objective.model, dataset.queries, "query"),
-        inputs_for(objective.model, dataset.documents, "document"),
-    )
+    inputs = _inputs(objective.model, dataset)
+    judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged)
     if rank() == 0:
-        _claim(out, config, dataset, resume)
+        _claim(out, config, dataset, judged, resume)
     wait_for_ranks()
     if (out / "metrics.json").is_file():
         logger.warning("%s: this run has ended; nothing to resume", out)
         return out
     with temporary_cache(out / "cache") as cache:
-        _fill_caches(inputs, config, Path(cache), progress)
-        trainer = _trainer(config, dataset, objective, inputs, progress)
+        _fill_caches(inputs, config, Path(cache) / "data", shown)
+        if judged is not dataset:
+            _fill_caches(judged_inputs, config, Path(cache) / "evaluation_data", shown)
+        trainer = _trainer(config, dataset, objective, inputs, (judged, judged_inputs), progress)
         started = time.perf_counter()
         trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
-        evaluation = evaluate(model, dataset, inputs=inputs, progress=progress)
+        evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
-        _write_results(out, model, dataset, evaluation, trainer.state.log_history)
-        write_report(out, dataset, baseline=baseline)
+        _write_results(out, model, judged, evaluation, trainer.state.log_history)
+        write_report(out, judged, baseline=baseline)
     wait_for_ranks()
     return out
 
@@ -184,11 +189,12 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         args: TrainingArguments,
         dataset: RankedDataset,
         batches: TrainingBatches,
-        inputs: tuple[Inputs, Inputs],
+        judged: tuple[RankedDataset, tuple[Inputs, Inputs]],
         limit: Limit,
     ) -> None:
         super().__init__(model=objective, args=args, train_dataset=batches, eval_dataset=batches)
-        self._objective, self._ranked, self._inputs, self._limit = objective, dataset, inputs, limit
+        self._objective, self._ranked, self._limit = objective, dataset, limit
+        self._judged, self._inputs = judged
         self.control: TrainerControl
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -224,7 +230,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         """Dev queries of the four splits; ``eval_ndcg@10`` is the mean over the splits."""
         evaluation = evaluate(
             self._objective.model,
-            self._ranked,
+            self._judged,
             part="dev",
             metrics=DEV_METRICS,
             depth=100,
@@ -290,10 +296,33 @@ class _LastStep(TrainerCallback):  # type: ignore[misc]
             control.should_log = True
 
 
-def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, resume: bool) -> None:
+def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
+    """No query or document may be novel to the evaluation and known from training."""
+    pairs = dataset.splits.training_pairs()
+    for what, ours, theirs, rows, seen in (
+        ("query", dataset.queries, judged.queries, dataset.qrels.query[pairs], judged.splits.query_seen),
+        ("document", dataset.documents, judged.documents, dataset.qrels.document[pairs], judged.splits.document_seen),
+    ):
+        novel = set(theirs.ids(np.flatnonzero(~seen)))
+        trained = ours.ids(np.unique(rows))
+        known = [name for name in trained if name in novel]
+        if known:
+            raise TrainError(
+                f"{what} {known[0]!r} and {len(known) - 1:,} more are trained on, but novel in {judged.schema.name} "
+                "(evaluation_data); mark them as seen there"
+            )
+
+
+def _inputs(model: BiEncoder, dataset: RankedDataset) -> tuple[Inputs, Inputs]:
+    return inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document")
+
+
+def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, judged: RankedDataset, resume: bool) -> None:
     """Mark the run folder as this run's, or check that it is."""
     written, identity = out / "config.yaml", out / "data.json"
     data = {"name": dataset.schema.name, "fingerprint": dataset.fingerprint}
+    if judged is not dataset:
+        data["evaluation_fingerprint"] = judged.fingerprint
     if resume:
         if not written.is_file():
             raise TrainError(f"{out} holds no run to resume (config.yaml is missing)")
@@ -330,7 +359,7 @@ def _fill_caches(pair: tuple[Inputs, Inputs], config: TrainConfig, cache: Path, 
     for name, inputs in zip(("queries", "documents"), pair, strict=True):
         if config.mini_batch_size is not None:
             inputs.chunk_rows = config.mini_batch_size
-        inputs.cache(cache / name, image_cache_bytes=config.image_cache_gb * 1e9, progress=progress and rank() == 0)
+        inputs.cache(cache / name, image_cache_bytes=config.image_cache_gb * 1e9, progress=progress)
 
 
 def _trainer(
@@ -338,6 +367,7 @@ def _trainer(
     dataset: RankedDataset,
     objective: RankingObjective,
     inputs: tuple[Inputs, Inputs],
+    judged: tuple[RankedDataset, tuple[Inputs, Inputs]],
     progress: bool,
 ) -> RankingTrainer:
     batches = make_batches(config, dataset)
@@ -345,7 +375,7 @@ def _trainer(
     steps = math.ceil(config.epochs * len(batches))
     fed = TrainingBatches(batches, relations, inputs)
     limit = Limit(config.dev_queries, config.dev_documents, config.seed)
-    trainer = RankingTrainer(objective, _arguments(config, steps), dataset, fed, inputs, limit)
+    trainer = RankingTrainer(objective, _arguments(config, steps), dataset, fed, judged, limit)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
     trainer.add_callback(_LastStep())
