@@ -107,7 +107,7 @@ class Pairs(NamedTuple):
     clicked: Bool[np.ndarray, " pairs"]
     supported: Bool[np.ndarray, " pairs"]  # examined often enough for a score
     estimates: dict[str, Values]  # how good the pair is, by method; only orders are compared
-    score: Values  # the last estimate, brought linearly to [1, 100] over all supported pairs
+    score: Values  # percentile of the last estimate among all supported pairs, in [1, 100]
     fitted: dict[str, list[float]]  # theta by position, and (a, b) of the Beta priors
 
 
@@ -222,8 +222,8 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
 
     The estimates: ``ranker``, minus the mean position; ``ctr``, clicks an impression; ``pbm``, clicks an examination;
     ``pbm_shrunk``, alpha, the same shrunk; ``worth`` = alpha (1 + purchase_weight rho) with rho the shrunk purchases a
-    click. The scale of the scores is the log's, not each query's: a query with little support has scores in the
-    middle, not noise from 1 to 100.
+    click. The score is the percentile of worth among all supported pairs, from 1 to 100: even, as weight functions of
+    ranks expect, whatever the tail of worth; and not by query, so that little support gives scores in the middle.
 
     Raises:
         ValueError: If no pair was shown often enough to fit the model.
@@ -250,8 +250,8 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
         "pbm_shrunk": alpha,
         "worth": worth,
     }
-    low, high = worth[supported].min(), worth[supported].max()
-    score = np.clip(1 + 99 * (worth - low) / max(high - low, _SMALLEST), 1, 100)
+    below = np.searchsorted(np.sort(worth[supported]), worth)
+    score = 1 + 99 * np.minimum(below / max(supported.sum() - 1, 1), 1)
     fitted = {"theta": theta.round(4).tolist(), "click_prior": list(prior), "purchase_prior": list(bought)}
     return Pairs(key >> 32, key & 0xFFFFFFFF, clicks > 0, supported, estimates, score, fitted)
 
