@@ -213,14 +213,14 @@ def unit(generator: np.random.Generator, rows: int, dim: int) -> np.ndarray:
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float16)
 
 
-@pytest.mark.parametrize(("documents", "dim"), [(5, 6), (20, 6), (60, 6), (600, 2)])
+@pytest.mark.parametrize(("documents", "dim"), [(5, 6), (20, 6), (60, 6), (2500, 3)])
 def test_lists_and_scores_are_those_of_loops(documents: int, dim: int) -> None:
     generator = np.random.default_rng(0)
-    queries, vectors = unit(generator, 200, dim), unit(generator, documents, dim)
+    queries, vectors = unit(generator, 60, dim), unit(generator, documents, dim)
     popular = generator.random(documents).round(6)
     found = judge(queries, vectors, popular)
     lengths = set()
-    for query in range(200):
+    for query in range(60):
         dots = [sum(float(a) * float(b) for a, b in zip(queries[query], row, strict=True)) for row in vectors]
         s = [round(dot, 4) + 0.15 * pop for dot, pop in zip(dots, popular, strict=True)]
         order = sorted(range(documents), key=lambda row: (-s[row], row))
@@ -234,9 +234,9 @@ def test_lists_and_scores_are_those_of_loops(documents: int, dim: int) -> None:
         expected = [1 + 99 * (s[row] - cut) / (best - cut) for row in order[:length]]
         np.testing.assert_allclose(found.score[rows], expected, rtol=1e-6)
     assert min(lengths) >= min(20, documents)
-    if documents == 600:
+    if documents == 2500:
         assert max(lengths) == 100
-        assert len(lengths) > 20
+        assert len(lengths) > 5
 
 
 def test_equal_documents_score_alike_in_their_order() -> None:
