@@ -440,9 +440,10 @@ def test_a_batch_without_weight_teaches_nothing(target: str, combine: str, tmp_p
 class Scaled(nn.Module):
     """A loss of one's own with a parameter."""
 
-    def __init__(self) -> None:
+    def __init__(self, factor: float = 1.0) -> None:
         super().__init__()
-        self.offset = nn.Parameter(torch.tensor(2.0, dtype=torch.float64))
+        self.factor = factor
+        self.offset = nn.Parameter(torch.tensor(2.0 * factor, dtype=torch.float64))
 
     def forward(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor) -> Tensor:
         cosine = queries[known.pair_query] * documents[known.pair_document]
@@ -467,6 +468,14 @@ def test_a_loss_of_ones_own_takes_the_place_of_the_target() -> None:
     assert "target.offset" in objective.state_dict()  # so it is checkpointed
 
 
+@pytest.mark.parametrize(("written", "factor"), [("", 1.0), (":factor=3", 3), (":factor=0.5", 0.5)])
+def test_a_class_gets_the_numbers_after_its_name(written: str, factor: float) -> None:
+    made = read_target(f"{__name__}:Scaled{written}")
+    assert isinstance(made, Scaled)
+    assert made.factor == factor
+    assert type(made.factor) is type(factor)
+
+
 @pytest.mark.parametrize(
     ("written", "message"),
     [
@@ -474,6 +483,9 @@ def test_a_loss_of_ones_own_takes_the_place_of_the_target() -> None:
         ("no_such_module:Loss", "cannot be imported"),
         ("opengcl.loss:no_such_loss", "cannot be imported"),
         ("opengcl.loss:TARGETS", "is a tuple, not a function"),
+        ("opengcl.loss:gcl_loss:factor=2", "gcl_loss is no class, so it has no options"),
+        (f"{__name__}:Scaled:speed=2", "cannot be made: .*speed"),
+        (f"{__name__}:Scaled:factor=fast", "cannot be made: .*fast"),
     ],
 )
 def test_a_target_that_cannot_be_is_refused(written: str, message: str) -> None:

@@ -207,16 +207,18 @@ class _Groups:
 
 
 def read_target(written: str) -> Target | BatchLoss:
-    """A form of `opengcl.gcl_loss` by its name, or a `BatchLoss` by its import path, ``my_shop.losses:Pairwise``.
+    """A form of `opengcl.gcl_loss` by its name, or a `BatchLoss` by its import path.
 
-    The path names a function, or a `torch.nn.Module` class that is made without arguments.
+    The path names a function, ``my_shop.losses:pairwise``, or a class (a `torch.nn.Module`, say), which is called with
+    the numbers that follow, ``my_shop.losses:Pairwise:margin=0.2,levels=4``.
 
     Raises:
-        ValueError: The name is unknown, or the path cannot be imported.
+        ValueError: The name is unknown, the path cannot be imported, or the class does not take these options.
     """
     if written in TARGETS:
         return cast(Target, written)
-    module, _, name = written.partition(":")
+    module, _, rest = written.partition(":")
+    name, _, options = rest.partition(":")
     if not name:
         raise ValueError(
             f"target {written!r} is unknown; use one of {', '.join(TARGETS)}, or an import path as package.module:name"
@@ -225,10 +227,22 @@ def read_target(written: str) -> Target | BatchLoss:
         found = getattr(importlib.import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"target {written} cannot be imported: {error}") from error
-    made = found() if isinstance(found, type) else found
-    if not callable(made):
+    if isinstance(found, type):
+        try:
+            found = found(**_numbers(options))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"target {written} cannot be made: {error}") from error
+    elif options:
+        raise ValueError(f"target {written}: {name} is no class, so it has no options")
+    if not callable(found):
         raise ValueError(f"target {written} is a {type(found).__name__}, not a function or module")
-    return cast(BatchLoss, made)
+    return cast(BatchLoss, found)
+
+
+def _numbers(written: str) -> dict[str, float]:
+    """``a=1,b=0.5`` as numbers; whole ones are integers."""
+    pairs = [part.partition("=") for part in written.split(",") if part.strip()]
+    return {name.strip(): int(value) if value.strip().isdigit() else float(value) for name, _, value in pairs}
 
 
 def relation_tensors(relation: Relation) -> dict[str, Tensor]:

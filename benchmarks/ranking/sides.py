@@ -1,0 +1,81 @@
+"""What is compared: every side is one set of training settings on the same model, data and budget.
+
+A side's learning rate and temperature come from one grid (`GRID`) on dev queries, the same for all.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+RIVALS = "benchmarks.ranking.rivals"
+GROUPED = 16  # documents of a query that come together in the grouped batches: 64 queries a batch
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to train."""
+
+    label: str
+    family: str
+    settings: dict[str, Any]
+    others: tuple[dict[str, Any], ...] = ()  # other values of the side's own constant, tried at the best grid point
+    data: str | None = None  # a variant of the training data, see `benchmarks.ranking.data`
+
+
+def _gcl(
+    label: str, weights: str, target: str, *, family: str = "ours", data: str | None = None, **settings: Any
+) -> Side:
+    """A form of `opengcl.gcl_loss`; the steepness of exponential weights is its own constant."""
+    others = ({"weights": "exponential:decay=10"},) if weights == "exponential" else ()
+    return Side(label, family, {"weights": weights, "target": target, **settings}, others, data)
+
+
+def _rival(label: str, name: str, other: str = "", *, family: str = "published", grouped: bool) -> Side:
+    """A published loss gets the scores over 100 and, where its paper leaves a constant open, two values of it."""
+    target = f"{RIVALS}:{name}"
+    batches = {"docs_per_query": GROUPED} if grouped else {}
+    others = ({"target": f"{target}:{other}"},) if other else ()
+    return Side(label, family, {"weights": "linear", "target": target, **batches}, others)
+
+
+SIDES: dict[str, Side] = {
+    "clip": _gcl("CLIP: every judged pair counts the same", "constant", "diagonal", family="CLIP"),
+    "infonce-top10": _rival(
+        "InfoNCE, positives are the top 10", "InfoNCETopPositives:positions=10", family="CLIP", grouped=False
+    ),
+    "infonce-top30": _rival(
+        "InfoNCE, positives are the top 30", "InfoNCETopPositives:positions=30", family="CLIP", grouped=False
+    ),
+    "shuffled-scores": _gcl(
+        "full_row, exponential, scores shuffled in each query",
+        "exponential",
+        "full_row",
+        family="CLIP",
+        data="shuffled",
+    ),
+    "paper-linear": _gcl("diagonal, linear", "linear", "diagonal", family="paper"),
+    "paper-reciprocal": _gcl("diagonal, reciprocal", "reciprocal", "diagonal", family="paper"),
+    "paper": _gcl("diagonal, exponential", "exponential", "diagonal", family="paper"),
+    "masked": _gcl("masked, exponential", "exponential", "masked"),
+    "full": _gcl("full, exponential", "exponential", "full"),
+    "full-row": _gcl("full_row, exponential", "exponential", "full_row"),
+    "masked-grouped": _gcl("masked, exponential, 64 x 16", "exponential", "masked", docs_per_query=GROUPED),
+    "full-grouped": _gcl("full, exponential, 64 x 16", "exponential", "full", docs_per_query=GROUPED),
+    "full-row-grouped": _gcl("full_row, exponential, 64 x 16", "exponential", "full_row", docs_per_query=GROUPED),
+    "cosent": _rival("CoSENT", "CoSENT", grouped=False),
+    "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", grouped=True),
+    "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", grouped=True),
+    "listnet": _rival("ListNet, 64 x 16", "ListNet", "label_temperature=1", grouped=True),
+    "lambda": _rival("LambdaLoss, 64 x 16", "LambdaRankLoss", "top_grade=4", grouped=True),
+    "approx-ndcg": _rival("ApproxNDCG, 64 x 16", "ApproxNDCG", "alpha=10", grouped=True),
+    "rince": _rival("RINCE, 64 x 16", "RINCE", "temperature_ratio=2", grouped=True),
+    "margin-mse": _rival("MarginMSE, 64 x 16", "MarginMSE", "margin=5", grouped=True),
+    "x-clr": _rival("soft targets (X-CLR)", "SoftTargetCLIP", "label_temperature=0.05", grouped=False),
+    "bixse": _rival("BiXSE", "BiXSE", grouped=False),
+    "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", grouped=True),
+}
+
+GRID = {"learning_rate": (3e-3, 1e-2, 3e-2), "temperature": (0.03, 0.1)}
+TUNING_SHARE = 0.25  # of a cell's steps; dev queries only, seed 0
+SEEDS = (0, 1, 2)
