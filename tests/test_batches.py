@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opengcl.batches import Batches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Relations, ShuffledBatches
 from opengcl.data import RankedDataset
 from opengcl.weights import weight_function
 
@@ -29,6 +29,8 @@ def made(kind: str, *, pairs: int = 53, batch_size: int = 8, seed: int = 0) -> B
     if kind == "shuffled":
         return ShuffledBatches(positions, batch_size, seed)
     queries = np.random.default_rng(5).integers(0, 9, pairs)  # not sorted
+    if kind == "documents":
+        return DocumentBatches(positions, queries, batch_size, min(3, batch_size), seed)
     return GroupedBatches(positions, queries, batch_size, min(3, batch_size), seed)
 
 
@@ -50,7 +52,7 @@ def test_each_pair_at_most_once_an_epoch(kind: str, pairs: int, batch_size: int,
         assert set(found) <= set(np.arange(pairs) * 3 + 7)
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "grouped"])
+@pytest.mark.parametrize("kind", ["shuffled", "grouped", "documents"])
 def test_a_batch_depends_on_seed_epoch_and_number_alone(kind: str) -> None:
     places = [(epoch, number) for epoch in range(3) for number in range(6)]
     batches, again = made(kind), made(kind)
@@ -60,7 +62,7 @@ def test_a_batch_depends_on_seed_epoch_and_number_alone(kind: str) -> None:
     np.testing.assert_array_equal(made(kind).pairs(2, 4), forward[2, 4])  # as a resumed run asks
 
 
-@pytest.mark.parametrize("kind", ["shuffled", "grouped"])
+@pytest.mark.parametrize("kind", ["shuffled", "grouped", "documents"])
 def test_epochs_and_seeds_differ(kind: str) -> None:
     orders = [epoch_of(made(kind, seed=seed), epoch).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
     assert len(set(map(tuple, orders))) == len(orders)
@@ -102,6 +104,48 @@ def test_the_last_group_of_a_query_is_smaller() -> None:
 def test_a_group_must_fit_the_batch(group: int) -> None:
     with pytest.raises(ValueError, match=f"docs_per_query is {group}; it must lie between 1 and the batch size, 8"):
         GroupedBatches(np.arange(20), np.zeros(20, int), 8, group, 0)
+
+
+def test_documents_come_evenly_however_often_they_are_judged() -> None:
+    counts = np.r_[np.full(20, 1), np.full(20, 4), np.full(5, 60)]
+    documents = np.repeat(np.arange(45), counts)[np.random.default_rng(1).permutation(counts.sum())]
+    batches = DocumentBatches(np.arange(len(documents)), documents, 30, 3, seed=2)
+    assert len(batches) == counts.sum() // 30  # 13 batches of 10 documents: 45 documents in 4.5 orders less a document
+    drawn, pairs = Counter(), Counter()
+    for epoch in range(9):
+        for number in range(len(batches)):
+            batch = batches.pairs(epoch, number)
+            assert len(set(batch.tolist())) == len(batch)
+            found = Counter(documents[batch].tolist())
+            assert len(found) <= 10
+            assert all(times == min(3, counts[document]) for document, times in found.items())
+            drawn.update(found.keys())
+            pairs.update(batch.tolist())
+    # 13 x 10 draws an epoch are 2 whole orders of 45 and most of a third.
+    assert min(drawn.values()) >= 18
+    assert max(drawn.values()) <= 27
+    rare = [pairs[p] for p in range(len(documents)) if documents[p] == 44]
+    assert min(rare) >= 0
+    assert sum(rare) == 3 * drawn[44]
+    assert len([count for count in rare if count]) > 40  # every time other queries
+
+
+def test_more_documents_a_batch_than_there_are() -> None:
+    batches = DocumentBatches(np.arange(6), np.array([0, 0, 0, 1, 1, 2]), 6, 1, seed=0)
+    assert len(batches) == 1
+    assert len(batches.pairs(0, 0)) == 3
+    assert sorted(DocumentBatches(np.arange(6), np.zeros(6, int), 6, 6, seed=0).pairs(0, 0)) == list(range(6))
+
+
+@pytest.mark.parametrize("queries_per_doc", [0, 9])
+def test_queries_of_a_document_must_fit_the_batch(queries_per_doc: int) -> None:
+    message = f"queries_per_doc is {queries_per_doc}; it must lie between 1 and the batch size, 8"
+    with pytest.raises(ValueError, match=message):
+        DocumentBatches(np.arange(20), np.zeros(20, int), 8, queries_per_doc, 0)
+    with pytest.raises(ValueError, match="no training pair"):
+        DocumentBatches(np.arange(0), np.arange(0), 8, 2, 0)
+    with pytest.raises(IndexError, match="batch 2 of an epoch of 2"):
+        DocumentBatches(np.arange(20), np.zeros(20, int), 8, 2, 0).pairs(0, 2)
 
 
 def test_bad_batches_are_refused() -> None:
@@ -161,10 +205,14 @@ def test_relations_are_what_a_loop_finds(dataset: RankedDataset, spec: str, scal
     assert seen_off_the_batch > 0
 
 
-@pytest.mark.parametrize("grouped", [False, True])
-def test_no_novel_row_in_an_epoch(dataset: RankedDataset, grouped: bool) -> None:
+@pytest.mark.parametrize("kind", ["shuffled", "grouped", "documents"])
+def test_no_novel_row_in_an_epoch(dataset: RankedDataset, kind: str) -> None:
     pairs = dataset.splits.training_pairs()
-    batches = GroupedBatches(pairs, dataset.qrels.query[pairs], 16, 4, 0) if grouped else ShuffledBatches(pairs, 16, 0)
+    batches: Batches = {
+        "shuffled": ShuffledBatches(pairs, 16, 0),
+        "grouped": GroupedBatches(pairs, dataset.qrels.query[pairs], 16, 4, 0),
+        "documents": DocumentBatches(pairs, dataset.qrels.document[pairs], 16, 4, 0),
+    }[kind]
     relations = Relations(dataset, weight_function("linear"), "query")
     queries, documents = set(), set()
     for number in range(len(batches)):
@@ -172,7 +220,7 @@ def test_no_novel_row_in_an_epoch(dataset: RankedDataset, grouped: bool) -> None
         queries.update(relation.queries.tolist())
         documents.update(relation.documents.tolist())
     assert len(queries) > 15
-    assert len(documents) > 30
+    assert len(documents) > 20
     assert dataset.splits.query_seen[sorted(queries)].all()
     assert dataset.splits.document_seen[sorted(documents)].all()
     assert not dataset.splits.document_seen.all()  # there was something to leak

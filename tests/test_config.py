@@ -34,6 +34,8 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 1}, "batch_size is 1; it must lie between 2"),
         ({"batch_size": 8, "docs_per_query": 9}, "docs_per_query is 9; it must lie between 1 and 8"),
+        ({"batch_size": 8, "queries_per_doc": 9}, "queries_per_doc is 9; it must lie between 1 and 8"),
+        ({"docs_per_query": 2, "queries_per_doc": 2}, "docs_per_query and queries_per_doc are two ways"),
         ({"batch_size": "many"}, "batch_size is 'many', a str; allowed: int"),
         ({"batch_size": True}, "batch_size is True, a bool; allowed: int"),
         ({"learn_temperature": 1}, "learn_temperature is 1, a int; allowed: bool"),

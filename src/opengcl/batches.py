@@ -76,6 +76,59 @@ class GroupedBatches:
         return order[np.argsort(generator.permutation(group[-1] + 1)[group], kind="stable")]
 
 
+class DocumentBatches:
+    """Documents are drawn evenly, and each comes with ``queries_per_doc`` of the queries it is judged for.
+
+    Drawn pair by pair, a document that is judged for a hundred queries comes a hundred times as often as one that is
+    judged for one. Here each comes as often as the other, is encoded once a batch, and serves several queries.
+
+    A batch has ``batch_size // queries_per_doc`` documents, and fewer pairs where documents have fewer judgements. An
+    epoch has as many batches as pairs would fill; every document comes once before any comes again.
+    """
+
+    def __init__(
+        self, pairs: Pairs, documents: Int[np.ndarray, " pairs"], batch_size: int, queries_per_doc: int, seed: int
+    ) -> None:
+        if not 1 <= queries_per_doc <= batch_size:
+            raise ValueError(
+                f"queries_per_doc is {queries_per_doc}; it must lie between 1 and the batch size, {batch_size}"
+            )
+        if len(pairs) == 0:
+            raise ValueError("there is no training pair: no seen query is judged for a seen document")
+        by_document = np.argsort(documents, kind="stable")
+        self._pairs = pairs[by_document]
+        _, self._starts, self._counts = np.unique(documents[by_document], return_index=True, return_counts=True)
+        self._drawn = min(max(1, batch_size // queries_per_doc), len(self._starts))
+        self._batches = max(1, len(pairs) // batch_size)
+        self._queries_per_doc, self._seed = queries_per_doc, seed
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def __len__(self) -> int:
+        return self._batches
+
+    def pairs(self, epoch: int, number: int) -> Pairs:
+        """Positions in the qrels of batch ``number`` of ``epoch``."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of an epoch of {len(self)}")
+        if epoch != self._epoch:
+            self._order, self._epoch = self._shuffled(epoch), epoch
+        # Where one order of the documents ends and the next begins, a document may come twice.
+        drawn = np.unique(self._order[number * self._drawn : (number + 1) * self._drawn])
+        places = _ranges(self._starts[drawn], self._starts[drawn] + self._counts[drawn])
+        owner = np.repeat(np.arange(len(drawn)), self._counts[drawn])
+        chance = np.random.default_rng([self._seed, epoch, number]).random(len(places))
+        shuffled = np.lexsort((chance, owner))
+        first = np.cumsum(self._counts[drawn]) - self._counts[drawn]
+        kept = np.arange(len(places)) - first[owner] < self._queries_per_doc
+        return self._pairs[places[shuffled[kept]]]
+
+    def _shuffled(self, epoch: int) -> Int[np.ndarray, " drawn"]:
+        """Documents in the order in which the epoch draws them: whole random orders, one after the other."""
+        generator, documents = np.random.default_rng([self._seed, epoch]), len(self._starts)
+        orders = -(-len(self) * self._drawn // documents)
+        return np.concatenate([generator.permutation(documents) for _ in range(orders)])
+
+
 class _EpochOrder:
     """Cuts an epoch's order into batches and keeps the last order it made."""
 

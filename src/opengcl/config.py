@@ -60,7 +60,9 @@ class TrainConfig:
     batch_size: int = 1024
     """Judged pairs of a batch, over all ranks, >= 2."""
     docs_per_query: int | None = None
-    """Documents of a query that come together; pairs are shuffled one by one when not given."""
+    """Documents of a query that come together; pairs come one by one when neither this nor the next is given."""
+    queries_per_doc: int | None = None
+    """Queries that come with each document; documents are drawn evenly, ``batch_size // queries_per_doc`` a batch."""
     learning_rate: float | None = None
     """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
     schedule: Schedule = "cosine"
@@ -116,6 +118,7 @@ class TrainConfig:
             ("epochs", 1e-9, float("inf")),
             ("batch_size", 2, float("inf")),
             ("docs_per_query", 1, self.batch_size),
+            ("queries_per_doc", 1, self.batch_size),
             ("learning_rate", 1e-12, float("inf")),
             ("warmup", 0, 0.999),
             ("weight_decay", 0, float("inf")),
@@ -138,6 +141,8 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_fields(getattr(self, name))
         weight_function(self.weights)
+        if self.docs_per_query is not None and self.queries_per_doc is not None:
+            raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
         if self.target not in TARGETS and ":" not in self.target:
             raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
 

@@ -25,7 +25,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerCont
 from transformers.integrations import TensorBoardCallback
 
 import opengcl
-from opengcl.batches import Batches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Relations, ShuffledBatches
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
@@ -391,10 +391,13 @@ def _trainer(
 def make_batches(config: TrainConfig, dataset: RankedDataset) -> Batches:
     """The batches a config asks for, over pairs of seen queries and seen documents."""
     pairs = dataset.splits.training_pairs()
-    if config.docs_per_query is None:
-        return ShuffledBatches(pairs, config.batch_size, config.seed)
-    queries = dataset.qrels.query[pairs]
-    return GroupedBatches(pairs, queries, config.batch_size, config.docs_per_query, config.seed)
+    if config.queries_per_doc is not None:
+        documents = dataset.qrels.document[pairs]
+        return DocumentBatches(pairs, documents, config.batch_size, config.queries_per_doc, config.seed)
+    if config.docs_per_query is not None:
+        queries = dataset.qrels.query[pairs]
+        return GroupedBatches(pairs, queries, config.batch_size, config.docs_per_query, config.seed)
+    return ShuffledBatches(pairs, config.batch_size, config.seed)
 
 
 def _arguments(config: TrainConfig, steps: int) -> TrainingArguments:

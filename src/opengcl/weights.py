@@ -46,11 +46,16 @@ def log(scores: Scores) -> Scores:
     return 1.0 / np.log2(1.0 + _rank(scores))
 
 
-def exponential(scores: Scores, *, decay: float = 20.0) -> Scores:
-    """``exp((s - 100) / decay)``: the weight falls by e every ``decay`` points of score (> 0)."""
+def exponential(scores: Scores, *, decay: float = 20.0, floor: float = 0.0) -> Scores:
+    """``exp((s - 100) / decay) + floor``: falls by e every ``decay`` points of score (> 0), down to ``floor`` (>= 0).
+
+    A small ``decay`` orders the top of the list; a ``floor`` keeps the rest of it above what is not judged.
+    """
     if not decay > 0:
         raise ValueError(f"exponential: decay is {decay}; it must be above 0 (score points per factor e)")
-    return np.exp(np.subtract(scores, HIGHEST) / decay)
+    if not floor >= 0:
+        raise ValueError(f"exponential: floor is {floor}; it must be at least 0")
+    return np.exp(np.subtract(scores, HIGHEST) / decay) + floor
 
 
 def piecewise(scores: Scores, *, knots: Mapping[float, float]) -> Scores:
