@@ -10,15 +10,12 @@ A cell that is there is left alone and one that was cut off goes on, so the matr
 from __future__ import annotations
 
 import argparse
-import multiprocessing
 import os
 import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 
-from .cell import FIELDS, ROOT, Cell, run
+from .cell import FIELDS, ROOT, Cell
 from .data import DATA
-from .matrix import cells
+from .matrix import run_alone, run_matrix
 from .sides import SIDES
 
 
@@ -51,48 +48,6 @@ def main() -> None:
         from .tables import write_everything
 
         write_everything()
-
-
-def run_matrix(
-    jobs: int,
-    data: list[str] | None = None,
-    fields: list[str] | None = None,
-    sides: list[str] | None = None,
-    seeds: list[int] | None = None,
-) -> int:
-    """Run what is missing, two or more at a time; the number of cells that failed."""
-    missing = [
-        cell
-        for cell in cells()
-        if not cell.is_done
-        and cell.data in (data or DATA)
-        and cell.fields in (fields or FIELDS)
-        and cell.side in (sides or SIDES)
-        and (seeds is None or cell.seed in seeds)
-    ]
-    print(f"{len(missing)} cells to run", flush=True)
-    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are about to start
-    failed = 0
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=20) as pool:
-        for seed in sorted({cell.seed for cell in missing}):  # one after the other: a side is tuned in its first cell
-            waiting = {pool.submit(run_alone, cell): cell for cell in missing if cell.seed == seed}
-            for future in as_completed(waiting):
-                if future.exception() is not None:
-                    failed += 1
-                    print(f"{waiting[future]}: failed: {future.exception()!r}", flush=True)
-    return failed
-
-
-def run_alone(cell: Cell) -> None:
-    """Run a cell on one thread, and say how long it took."""
-    import torch
-
-    torch.set_num_threads(1)
-    started = time.perf_counter()
-    run(cell)
-    name = f"{cell.data} {cell.fields} {cell.side} {cell.seed}"
-    print(f"{time.strftime('%H:%M:%S')} {name}: {time.perf_counter() - started:.0f} s", flush=True)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def _ndcg(tried: tuple[dict[str, Any], dict[str, float]]) -> float:
 
 def _dev_figures(cell: Cell, steps: int, point: dict[str, Any]) -> dict[str, float]:
     """NDCG@10 and recall@100 on dev queries, mean of the splits, of a short run."""
-    name = "-".join(f"{value:g}" if isinstance(value, float) else value for value in point.values())
+    name = "-".join(f"{value:g}" if isinstance(value, float) else str(value) for value in point.values())
     out = cell.run_folder.parent / f"tuning-{name}"
     kept = out / "metrics.json"
     if not kept.is_file():

@@ -1,14 +1,71 @@
-"""Which cells there are, in the order in which they are worth having."""
+"""Which cells there are, in the order in which they are worth having, and running them side by side."""
 
 from __future__ import annotations
 
-from .cell import Cell
+import multiprocessing
+import os
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+
+import torch
+
+from .cell import FIELDS, Cell, run
+from .data import DATA
 from .sides import SEEDS, SIDES
 
-FIRST = ("clip", "paper", "full-row")  # the claim itself comes first, then its rivals, then the other forms
+FIRST = (
+    "clip",
+    "paper",
+    "full-row",
+    "bixse",
+    "x-clr",
+    "m3-kd",
+    "sycl",
+    "ours",
+)  # the claim itself comes first, then its rivals, then the other forms
 
 
 def cells() -> list[Cell]:
     """All cells of the matrix: a seed of every side before the next seed, so that a matrix cut short is even."""
     order = [*FIRST, *(side for side in SIDES if side not in FIRST)]
     return [Cell("fashion", "title", side, seed) for seed in SEEDS for side in order]
+
+
+def run_matrix(
+    jobs: int,
+    data: list[str] | None = None,
+    fields: list[str] | None = None,
+    sides: list[str] | None = None,
+    seeds: list[int] | None = None,
+) -> int:
+    """Run what is missing, two or more at a time; the number of cells that failed."""
+    missing = [
+        cell
+        for cell in cells()
+        if not cell.is_done
+        and cell.data in (data or DATA)
+        and cell.fields in (fields or FIELDS)
+        and cell.side in (sides or SIDES)
+        and (seeds is None or cell.seed in seeds)
+    ]
+    print(f"{len(missing)} cells to run", flush=True)
+    os.environ["OMP_NUM_THREADS"] = "1"  # of the processes that are about to start
+    failed = 0
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=20) as pool:
+        for seed in sorted({cell.seed for cell in missing}):  # one after the other: a side is tuned in its first cell
+            waiting = {pool.submit(run_alone, cell): cell for cell in missing if cell.seed == seed}
+            for future in as_completed(waiting):
+                if future.exception() is not None:
+                    failed += 1
+                    print(f"{waiting[future]}: failed: {future.exception()!r}", flush=True)
+    return failed
+
+
+def run_alone(cell: Cell) -> None:
+    """Run a cell on one thread, and say how long it took."""
+    torch.set_num_threads(1)
+    started = time.perf_counter()
+    run(cell)
+    name = f"{cell.data} {cell.fields} {cell.side} {cell.seed}"
+    print(f"{time.strftime('%H:%M:%S')} {name}: {time.perf_counter() - started:.0f} s", flush=True)

@@ -9,7 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 RIVALS = "benchmarks.ranking.rivals"
+TOP = "InfoNCETopPositives:positions={}"
 GROUPED = 16  # documents of a query that come together in the grouped batches: 64 queries a batch
+# Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
+EVENLY = {"batch_size": 960, "queries_per_doc": 1}
+DOCUMENTS = {"batch_size": 2880, "queries_per_doc": 3}
 
 
 @dataclass(frozen=True)
@@ -23,46 +27,47 @@ class Side:
     data: str | None = None  # a variant of the training data, see `benchmarks.ranking.data`
 
 
-def _gcl(
-    label: str, weights: str, target: str, *, family: str = "ours", data: str | None = None, **settings: Any
-) -> Side:
+def _gcl(label: str, weights: str, target: str, *, family: str = "ours", **settings: Any) -> Side:
     """A form of `opengcl.gcl_loss`; the steepness of exponential weights is its own constant."""
     others = ({"weights": "exponential:decay=10"},) if weights == "exponential" else ()
-    return Side(label, family, {"weights": weights, "target": target, **settings}, others, data)
+    return Side(label, family, {"weights": weights, "target": target, **settings}, others)
 
 
 def _rival(label: str, name: str, other: str = "", *, family: str = "published", grouped: bool) -> Side:
-    """A published loss gets the scores over 100 and, where its paper leaves a constant open, two values of it."""
+    """A published loss gets the scores over 100 and, where its paper leaves a constant open, two values of it.
+
+    It may also have the batches of documents drawn evenly, if it does better with them on dev queries.
+    """
     target = f"{RIVALS}:{name}"
     batches = {"docs_per_query": GROUPED} if grouped else {}
-    others = ({"target": f"{target}:{other}"},) if other else ()
+    evenly = {**DOCUMENTS, "docs_per_query": None}
+    others = (evenly, *([{"target": f"{target}:{other}"}] if other else []))
     return Side(label, family, {"weights": "linear", "target": target, **batches}, others)
 
 
+OURS = {"weights": "exponential:decay=10,floor=0.02", "target": "full_row", "direction": "query", **DOCUMENTS}
+
 SIDES: dict[str, Side] = {
     "clip": _gcl("CLIP: every judged pair counts the same", "constant", "diagonal", family="CLIP"),
-    "infonce-top10": _rival(
-        "InfoNCE, positives are the top 10", "InfoNCETopPositives:positions=10", family="CLIP", grouped=False
-    ),
-    "infonce-top30": _rival(
-        "InfoNCE, positives are the top 30", "InfoNCETopPositives:positions=30", family="CLIP", grouped=False
-    ),
-    "shuffled-scores": _gcl(
-        "full_row, exponential, scores shuffled in each query",
-        "exponential",
-        "full_row",
-        family="CLIP",
-        data="shuffled",
-    ),
+    "clip-evenly": _gcl("CLIP, documents drawn evenly", "constant", "diagonal", family="CLIP", **EVENLY),
+    "infonce-top10": _rival("InfoNCE, positives are the top 10", TOP.format(10), family="CLIP", grouped=False),
+    "infonce-top30": _rival("InfoNCE, positives are the top 30", TOP.format(30), family="CLIP", grouped=False),
     "paper-linear": _gcl("diagonal, linear", "linear", "diagonal", family="paper"),
     "paper-reciprocal": _gcl("diagonal, reciprocal", "reciprocal", "diagonal", family="paper"),
     "paper": _gcl("diagonal, exponential", "exponential", "diagonal", family="paper"),
+    "paper-evenly": _gcl(
+        "diagonal, exponential, documents drawn evenly", "exponential", "diagonal", family="paper", **EVENLY
+    ),
     "masked": _gcl("masked, exponential", "exponential", "masked"),
     "full": _gcl("full, exponential", "exponential", "full"),
     "full-row": _gcl("full_row, exponential", "exponential", "full_row"),
     "masked-grouped": _gcl("masked, exponential, 64 x 16", "exponential", "masked", docs_per_query=GROUPED),
     "full-grouped": _gcl("full, exponential, 64 x 16", "exponential", "full", docs_per_query=GROUPED),
     "full-row-grouped": _gcl("full_row, exponential, 64 x 16", "exponential", "full_row", docs_per_query=GROUPED),
+    "full-row-documents": _gcl("full_row, exponential, 960 documents x 3", "exponential", "full_row", **DOCUMENTS),
+    "ours": Side("full_row towards queries, exponential with a floor, 960 documents x 3", "ours", OURS),
+    "ours-constant": Side("the same without scores (control)", "ours", {**OURS, "weights": "constant"}),
+    "ours-shuffled": Side("the same, scores shuffled in each query (control)", "ours", OURS, data="shuffled"),
     "cosent": _rival("CoSENT", "CoSENT", grouped=False),
     "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", grouped=True),
     "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", grouped=True),
