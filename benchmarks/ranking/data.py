@@ -12,14 +12,17 @@ import pyarrow.parquet as pq
 
 from opengcl import RankedDataset
 
+from . import clicks
+
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ROOT / "runs" / "data"
 DATA = {"fashion": ROOT.parent / "shared" / "fashion", "teacher": MADE / "teacher"}
-VARIANTS = ("shuffled",)
+CLICKS = ("scored", "clicked")  # see `benchmarks.ranking.clicks`
+VARIANTS = ("shuffled", *CLICKS)
 
 
 def dataset_folder(name: str, variant: str | None = None) -> Path:
-    """Folder of a data set, or of a variant of it, which is made when it is not there.
+    """Folder of a data set, or of a variant of its training pairs, which is made when it is not there.
 
     Raises:
         FileNotFoundError: The data set is not there; the message says how to get it.
@@ -32,12 +35,16 @@ def dataset_folder(name: str, variant: str | None = None) -> Path:
         return folder
     if variant not in VARIANTS:
         raise KeyError(variant)
-    made = MADE / f"{name}-{variant}"
+    kind = "clicks" if variant in CLICKS else variant
+    made = MADE / f"{name}-{kind}"
     if not made.is_dir():
         partial = made.with_name(f"{made.name}.{os.getpid()}.partial")
-        shuffle_scores(folder, partial)
+        if kind == "clicks":
+            clicks.main(["--data", str(folder), "--out", str(partial)])
+        else:
+            shuffle_scores(folder, partial)
         partial.rename(made)
-    return made
+    return made / variant if kind == "clicks" else made
 
 
 def shuffle_scores(source: Path, out: Path, *, seed: int = 0) -> None:

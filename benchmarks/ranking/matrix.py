@@ -13,22 +13,18 @@ from .cell import FIELDS, Cell, run
 from .data import DATA
 from .sides import SEEDS, SIDES
 
-FIRST = (
-    "clip",
-    "paper",
-    "full-row",
-    "bixse",
-    "x-clr",
-    "m3-kd",
-    "sycl",
-    "ours",
-)  # the claim itself comes first, then its rivals, then the other forms
+# The claim itself comes first, then its closest rivals, then everything else.
+FIRST = ("clip", "paper", "full-row", "bixse", "x-clr", "m3-kd", "sycl", "ours")
+SECOND_RULE = ("clip", "paper", "full-row", "ours", "ours-shuffled", "bixse", "x-clr", "m3-kd")
+PICTURES = ("clip", "paper", "ours", "x-clr")
 
 
 def cells() -> list[Cell]:
-    """All cells of the matrix: a seed of every side before the next seed, so that a matrix cut short is even."""
+    """All cells, a seed of every side before the next seed, so that a matrix cut short is even."""
     order = [*FIRST, *(side for side in SIDES if side not in FIRST)]
-    return [Cell("fashion", "title", side, seed) for seed in SEEDS for side in order]
+    blocks = [("fashion", "title", order), ("teacher", "title", SECOND_RULE)]
+    blocks += [("fashion", fields, PICTURES) for fields in ("image", "image+title")]
+    return [Cell(data, fields, side, seed) for data, fields, sides in blocks for seed in SEEDS for side in sides]
 
 
 def run_matrix(
@@ -53,7 +49,7 @@ def run_matrix(
     failed = 0
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, mp_context=context, max_tasks_per_child=20) as pool:
-        for seed in sorted({cell.seed for cell in missing}):  # one after the other: a side is tuned in its first cell
+        for seed in sorted({cell.seed for cell in missing}):  # one after the other: seed 0 tunes the side
             waiting = {pool.submit(run_alone, cell): cell for cell in missing if cell.seed == seed}
             for future in as_completed(waiting):
                 if future.exception() is not None:

@@ -13,7 +13,7 @@ TOP = "InfoNCETopPositives:positions={}"
 GROUPED = 16  # documents of a query that come together in the grouped batches: 64 queries a batch
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
 EVENLY = {"batch_size": 960, "queries_per_doc": 1}
-DOCUMENTS = {"batch_size": 2880, "queries_per_doc": 3}
+DOCUMENTS = {"batch_size": 3840, "queries_per_doc": 4}
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def _rival(label: str, name: str, other: str = "", *, family: str = "published",
     return Side(label, family, {"weights": "linear", "target": target, **batches}, others)
 
 
-OURS = {"weights": "exponential:decay=10,floor=0.02", "target": "full_row", "direction": "query", **DOCUMENTS}
+OURS = {"weights": "exponential:decay=10,floor=0.005", "target": "full_row", "direction": "query", **DOCUMENTS}
 
 SIDES: dict[str, Side] = {
     "clip": _gcl("CLIP: every judged pair counts the same", "constant", "diagonal", family="CLIP"),
@@ -64,10 +64,14 @@ SIDES: dict[str, Side] = {
     "masked-grouped": _gcl("masked, exponential, 64 x 16", "exponential", "masked", docs_per_query=GROUPED),
     "full-grouped": _gcl("full, exponential, 64 x 16", "exponential", "full", docs_per_query=GROUPED),
     "full-row-grouped": _gcl("full_row, exponential, 64 x 16", "exponential", "full_row", docs_per_query=GROUPED),
-    "full-row-documents": _gcl("full_row, exponential, 960 documents x 3", "exponential", "full_row", **DOCUMENTS),
-    "ours": Side("full_row towards queries, exponential with a floor, 960 documents x 3", "ours", OURS),
+    "full-row-documents": _gcl("full_row, exponential, 960 documents x 4", "exponential", "full_row", **DOCUMENTS),
+    "ours": Side("full_row towards queries, exponential with a floor, 960 documents x 4", "ours", OURS),
     "ours-constant": Side("the same without scores (control)", "ours", {**OURS, "weights": "constant"}),
     "ours-shuffled": Side("the same, scores shuffled in each query (control)", "ours", OURS, data="shuffled"),
+    "clicks-clip": Side(
+        "CLIP on clicked pairs", "clicks", {"weights": "constant", "target": "diagonal"}, data="clicked"
+    ),
+    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, data="scored"),
     "cosent": _rival("CoSENT", "CoSENT", grouped=False),
     "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", grouped=True),
     "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", grouped=True),
@@ -81,6 +85,6 @@ SIDES: dict[str, Side] = {
     "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", grouped=True),
 }
 
-GRID = {"learning_rate": (3e-3, 1e-2, 3e-2), "temperature": (0.03, 0.1)}
+GRID = {"learning_rate": (1e-2, 3e-2, 1e-1), "temperature": (0.03, 0.1)}
 TUNING_SHARE = 0.25  # of a cell's steps; dev queries only, seed 0
 SEEDS = (0, 1, 2)
