@@ -34,7 +34,7 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
         ({"epochs": 0}, "epochs is 0"),
         ({"batch_size": 1}, "batch_size is 1; it must lie between 2"),
         ({"batch_size": 8, "docs_per_query": 9}, "docs_per_query is 9; it must lie between 1 and 8"),
-        ({"batch_size": 8, "queries_per_doc": 9}, "queries_per_doc is 9; it must lie between 1 and 8"),
+        ({"batch_size": 8, "queries_per_doc": 9}, "queries_per_doc is 9; it must lie between 0 and 8"),
         ({"docs_per_query": 2, "queries_per_doc": 2}, "docs_per_query and queries_per_doc are two ways"),
         ({"batch_size": "many"}, "batch_size is 'many', a str; allowed: int"),
         ({"batch_size": True}, "batch_size is True, a bool; allowed: int"),
@@ -55,6 +55,26 @@ def test_a_file_that_is_no_config_is_refused(content: str, tmp_path: Path) -> No
     (tmp_path / "config.yaml").write_text(content)
     with pytest.raises(ConfigError, match=r"config\.yaml"):
         load_config(tmp_path / "config.yaml", {})
+
+
+@pytest.mark.parametrize(
+    ("settings", "direction", "queries_per_doc"),
+    [
+        ({}, "query", 4),
+        ({"batch_size": 2}, "query", 2),
+        ({"docs_per_query": 8}, "query", 0),
+        ({"queries_per_doc": 0, "direction": "both"}, "both", 0),
+        ({"queries_per_doc": 2}, "query", 2),
+        ({"target": "diagonal"}, "both", 0),
+        ({"target": "diagonal", "queries_per_doc": 2, "direction": "document"}, "document", 2),
+        ({"target": "my_shop.losses:Pairwise"}, "both", 0),
+    ],
+)
+def test_direction_and_batches_follow_the_target(
+    settings: dict[str, Any], direction: str, queries_per_doc: int
+) -> None:
+    config = TrainConfig(**{**BASE, **settings})
+    assert (config.used_direction, config.used_queries_per_doc) == (direction, queries_per_doc)
 
 
 def test_what_is_missing_is_named() -> None:

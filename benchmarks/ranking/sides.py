@@ -11,6 +11,7 @@ from typing import Any
 RIVALS = "benchmarks.ranking.rivals"
 TOP = "InfoNCETopPositives:positions={}"
 GROUPED = 16  # documents of a query that come together in the grouped batches: 64 queries a batch
+PAIRS = {"queries_per_doc": 0}  # drawn one by one
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
 EVENLY = {"batch_size": 960, "queries_per_doc": 1}
 DOCUMENTS = {"batch_size": 3840, "queries_per_doc": 4}
@@ -28,9 +29,10 @@ class Side:
 
 
 def _gcl(label: str, weights: str, target: str, *, family: str = "ours", **settings: Any) -> Side:
-    """A form of `opengcl.gcl_loss`; the steepness of exponential weights is its own constant."""
+    """A form of `opengcl.gcl_loss` in both directions; the steepness of exponential weights is its own constant."""
     others = ({"weights": "exponential:decay=10"},) if weights == "exponential" else ()
-    return Side(label, family, {"weights": weights, "target": target, **settings}, others)
+    plain = {"weights": weights, "target": target, "direction": "both"}
+    return Side(label, family, {**plain, **PAIRS, **settings}, others)
 
 
 def _rival(label: str, name: str, other: str = "", *, family: str = "published", grouped: bool) -> Side:
@@ -39,7 +41,7 @@ def _rival(label: str, name: str, other: str = "", *, family: str = "published",
     It may also have the batches of documents drawn evenly, if it does better with them on dev queries.
     """
     target = f"{RIVALS}:{name}"
-    batches = {"docs_per_query": GROUPED} if grouped else {}
+    batches = {"docs_per_query": GROUPED} if grouped else PAIRS
     evenly = {**DOCUMENTS, "docs_per_query": None}
     others = (evenly, *([{"target": f"{target}:{other}"}] if other else []))
     return Side(label, family, {"weights": "linear", "target": target, **batches}, others)

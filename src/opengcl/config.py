@@ -43,14 +43,14 @@ class TrainConfig:
     """Query field -> weight."""
     combine: Combine = "mean"
     """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
-    weights: str = "exponential"
+    weights: str = "exponential:decay=10,floor=0.005"
     """Score -> weight function, as ``opengcl.weights.weight_function`` reads it."""
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
     target: str = "full_row"
     """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
-    direction: Direction = "both"
-    """Softmax over documents (``query``), over queries (``document``), or ``both``."""
+    direction: Direction | None = None
+    """Softmax over documents (``query``), queries (``document``), ``both``; if not given ``query`` for ``full_row``."""
     temperature: float = 0.07
     """Where the temperature starts, in [0.01, 1]."""
     learn_temperature: bool = True
@@ -60,9 +60,12 @@ class TrainConfig:
     batch_size: int = 1024
     """Judged pairs of a batch, over all ranks, >= 2."""
     docs_per_query: int | None = None
-    """Documents of a query that come together; pairs come one by one when neither this nor the next is given."""
+    """Documents of a query that come together."""
     queries_per_doc: int | None = None
-    """Queries that come with each document; documents are drawn evenly, ``batch_size // queries_per_doc`` a batch."""
+    """Queries that come with each document, ``batch_size // queries_per_doc`` documents drawn evenly; 0: single pairs.
+
+    When not given: 4 for ``full_row`` without ``docs_per_query``, else 0.
+    """
     learning_rate: float | None = None
     """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
     schedule: Schedule = "cosine"
@@ -102,23 +105,24 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        choices: tuple[tuple[str, tuple[str, ...]], ...] = (
+        choices: tuple[tuple[str, tuple[str | None, ...]], ...] = (
             ("combine", COMBINES),
             ("scaling", SCALINGS),
-            ("direction", DIRECTIONS),
+            ("direction", (None, *DIRECTIONS)),
             ("precision", get_args(Precision)),
             ("schedule", get_args(Schedule)),
             ("final_queries", get_args(FinalQueries)),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(allowed)}")
+                named = ", ".join(choice for choice in allowed if choice is not None)
+                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {named}")
         ranges: tuple[tuple[str, float, float], ...] = (
             ("temperature", 0.01, 1),
             ("epochs", 1e-9, float("inf")),
             ("batch_size", 2, float("inf")),
             ("docs_per_query", 1, self.batch_size),
-            ("queries_per_doc", 1, self.batch_size),
+            ("queries_per_doc", 0, self.batch_size),
             ("learning_rate", 1e-12, float("inf")),
             ("warmup", 0, 0.999),
             ("weight_decay", 0, float("inf")),
@@ -141,7 +145,7 @@ class TrainConfig:
             if getattr(self, name) is not None:
                 check_fields(getattr(self, name))
         weight_function(self.weights)
-        if self.docs_per_query is not None and self.queries_per_doc is not None:
+        if self.docs_per_query and self.queries_per_doc:
             raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
         if self.target not in TARGETS and ":" not in self.target:
             raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
@@ -152,6 +156,20 @@ class TrainConfig:
         if self.learning_rate is not None:
             return self.learning_rate
         return {"static": 5e-3, "tiny": 1e-3}.get(self.model, 2e-5)
+
+    @property
+    def used_direction(self) -> Direction:
+        """The direction that applies."""
+        if self.direction is not None:
+            return self.direction
+        return "query" if self.target == "full_row" else "both"
+
+    @property
+    def used_queries_per_doc(self) -> int:
+        """The queries that come with each document; 0 where pairs are drawn one by one or query by query."""
+        if self.queries_per_doc is not None:
+            return self.queries_per_doc
+        return min(4, self.batch_size) if self.target == "full_row" and not self.docs_per_query else 0
 
     def to_yaml(self) -> str:
         """Every setting, in the order above."""
@@ -198,7 +216,7 @@ def _read(file: Path) -> dict[str, Any]:
 def _check_types(config: TrainConfig) -> None:
     for name, hint in get_type_hints(TrainConfig).items():
         value = getattr(config, name)
-        allowed = [a for option in _options(hint) for a in ([option] if get_origin(option) is None else [dict])]
+        allowed = _allowed_types(hint)
         if float in allowed and type(value) is int:
             continue  # YAML writes 10 for 10.0
         if not any(type(value) is a for a in allowed):
@@ -206,9 +224,11 @@ def _check_types(config: TrainConfig) -> None:
             raise ConfigError(f"{name} is {value!r}, a {type(value).__name__}; allowed: {names}")
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
-    if get_origin(hint) is Literal:
-        return (str,)
-    if get_origin(hint) is dict or isinstance(hint, type):
-        return (hint,)
-    return get_args(hint)
+def _allowed_types(hint: Any) -> list[type]:
+    """The plain types of a setting's hint: ``Literal`` is written as a string, ``dict[str, float]`` as a mapping."""
+    origin = get_origin(hint)
+    if origin is Literal:
+        return [str]
+    if origin is dict or isinstance(hint, type):
+        return [origin or hint]
+    return [kind for option in get_args(hint) for kind in _allowed_types(option)]

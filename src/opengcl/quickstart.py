@@ -53,7 +53,7 @@ def quickstart(
         evaluations=5,
         seed=seed,
     )
-    gcl = replace(baseline, out=str(out / "gcl"), weights="exponential", target="full_row")
+    gcl = replace(baseline, out=str(out / "gcl"), weights=TrainConfig.weights, target=TrainConfig.target)
     for name, config in (("plain CLIP (the baseline)", baseline), ("GCL", gcl)):
         if _finished(config):
             say(f"{name}: already trained in {config.out}")

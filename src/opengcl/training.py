@@ -122,7 +122,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
     return RankingObjective(
         BiEncoder(encoder, mix),
         target=read_target(config.target),
-        direction=config.direction,
+        direction=config.used_direction,
         combine=config.combine,
         temperature=config.temperature,
         learn_temperature=config.learn_temperature,
@@ -391,9 +391,9 @@ def _trainer(
 def make_batches(config: TrainConfig, dataset: RankedDataset) -> Batches:
     """The batches a config asks for, over pairs of seen queries and seen documents."""
     pairs = dataset.splits.training_pairs()
-    if config.queries_per_doc is not None:
+    if config.used_queries_per_doc:
         documents = dataset.qrels.document[pairs]
-        return DocumentBatches(pairs, documents, config.batch_size, config.queries_per_doc, config.seed)
+        return DocumentBatches(pairs, documents, config.batch_size, config.used_queries_per_doc, config.seed)
     if config.docs_per_query is not None:
         queries = dataset.qrels.query[pairs]
         return GroupedBatches(pairs, queries, config.batch_size, config.docs_per_query, config.seed)
