@@ -28,11 +28,13 @@ class Side:
     data: str | None = None  # a variant of the training data, see `benchmarks.ranking.data`
 
 
-def _gcl(label: str, weights: str, target: str, *, family: str = "ours", **settings: Any) -> Side:
+def _gcl(
+    label: str, weights: str, target: str, *, family: str = "ours", data: str | None = None, **settings: Any
+) -> Side:
     """A form of `opengcl.gcl_loss` in both directions; the steepness of exponential weights is its own constant."""
     others = ({"weights": "exponential:decay=10"},) if weights == "exponential" else ()
     plain = {"weights": weights, "target": target, "direction": "both"}
-    return Side(label, family, {**plain, **PAIRS, **settings}, others)
+    return Side(label, family, {**plain, **PAIRS, **settings}, others, data)
 
 
 def _rival(label: str, name: str, other: str = "", *, family: str = "published", grouped: bool) -> Side:
@@ -70,9 +72,7 @@ SIDES: dict[str, Side] = {
     "ours": Side("full_row towards queries, exponential with a floor, 960 documents x 4", "ours", OURS),
     "ours-constant": Side("the same without scores (control)", "ours", {**OURS, "weights": "constant"}),
     "ours-shuffled": Side("the same, scores shuffled in each query (control)", "ours", OURS, data="shuffled"),
-    "clicks-clip": Side(
-        "CLIP on clicked pairs", "clicks", {"weights": "constant", "target": "diagonal"}, data="clicked"
-    ),
+    "clicks-clip": _gcl("CLIP on clicked pairs", "constant", "diagonal", family="clicks", data="clicked"),
     "clicks-ours": Side("ours on scores from the log", "clicks", OURS, data="scored"),
     "cosent": _rival("CoSENT", "CoSENT", grouped=False),
     "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", grouped=True),
