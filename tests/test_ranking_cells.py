@@ -68,8 +68,7 @@ def test_every_side_has_the_same_steps(small: Path, side: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_cell_is_tuned_trained_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GRID, "learning_rate", (1e-5, 1e-2))
-    monkeypatch.setitem(GRID, "temperature", (0.1,))
+    monkeypatch.setitem(GRID, "static", {"learning_rate": (1e-5, 1e-2), "temperature": (0.1,)})
     cell = Cell("fashion", "title", "paper", 1)
     cells.run(cell)
     tuning = json.loads(cell.place.tuning.read_text())

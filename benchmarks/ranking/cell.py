@@ -36,8 +36,8 @@ class Fields:
 
 FIELDS = {
     "title": Fields({"title": 1.0}, "static", 1840),
-    "image": Fields({"image": 1.0}, "tiny", 920),
-    "image+title": Fields({"image": 0.5, "title": 0.5}, "tiny", 920),
+    "image": Fields({"image": 1.0}, "tiny", 460),
+    "image+title": Fields({"image": 0.5, "title": 0.5}, "tiny", 460),
 }
 EVALUATIONS = 8  # on dev queries over a run; the best checkpoint by NDCG@10 is the model
 
@@ -99,15 +99,16 @@ def tune(cell: Cell) -> dict[str, Any]:
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8"))["chosen"])
     steps = round(TUNING_SHARE * FIELDS[cell.fields].steps)
-    points: list[dict[str, Any]] = [dict(zip(GRID, v, strict=True)) for v in itertools.product(*GRID.values())]
+    grid = GRID[FIELDS[cell.fields].model]
+    points: list[dict[str, Any]] = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
     tried = [(point, _dev_figures(cell, steps, point)) for point in points]
     best = max(tried, key=_ndcg)[0]
     for other in SIDES[cell.side].others:
         point = {**best, **other}
         tried.append((point, _dev_figures(cell, steps, point)))
     chosen = max(tried, key=_ndcg)[0]
-    grid = [{**point, **figures} for point, figures in tried]
-    write_json(file, {"chosen": chosen, "criterion": "mean dev ndcg@10", "steps": steps, "tried": grid})
+    rows = [{**point, **figures} for point, figures in tried]
+    write_json(file, {"chosen": chosen, "criterion": "mean dev ndcg@10", "steps": steps, "tried": rows})
     return chosen
 
 

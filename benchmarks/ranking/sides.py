@@ -87,6 +87,11 @@ SIDES: dict[str, Side] = {
     "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", grouped=True),
 }
 
-GRID = {"learning_rate": (1e-2, 3e-2, 1e-1), "temperature": (0.03, 0.1)}
+# One grid for all sides, by encoder: a transformer wants a tenth of what a bag of subwords does.
+TEMPERATURES = (0.03, 0.1)
+GRID = {
+    "static": {"learning_rate": (1e-2, 3e-2, 1e-1), "temperature": TEMPERATURES},
+    "tiny": {"learning_rate": (1e-3, 2e-3, 4e-3), "temperature": TEMPERATURES},
+}
 TUNING_SHARE = 0.25  # of a cell's steps; dev queries only, seed 0
 SEEDS = (0, 1, 2)
