@@ -14,7 +14,7 @@ from .data import DATA
 from .sides import SEEDS, SIDES
 
 # The claim itself comes first, then its closest rivals, then everything else.
-FIRST = ("clip", "paper", "full-row", "bixse", "x-clr", "m3-kd", "sycl", "ours")
+FIRST = ("clip", "paper", "ours", "full-row", "bixse", "x-clr", "m3-kd", "sycl", "clicks-clip", "clicks-ours")
 SECOND_RULE = ("clip", "paper", "full-row", "ours", "ours-shuffled", "bixse", "x-clr", "m3-kd")
 PICTURES = ("clip", "paper", "ours", "x-clr")
 
