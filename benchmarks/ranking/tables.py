@@ -26,31 +26,40 @@ from . import cell_file, plots
 from .cell import FIELDS, ROOT
 from .cell_file import PAIRED, Place, read_cells
 from .data import DATA
-from .sides import GRID, SIDES
+from .sides import SIDES
 
 PAGE, FRONT = ROOT / "docs" / "results.md", ROOT / "README.md"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 CLIP, PAPER, TWO_STAGES = "clip", "paper", "cross-encoder"
-OURS = "full-row"
+CLICKS_CLIP, CLICKS_OURS = "clicks-clip", "clicks-ours"
+OURS = "ours"
 """The side that the project recommends."""
 FRONT_PAGE = ("fashion", "title")
 """Data and fields of the README's table."""
 
-FAMILIES = ("CLIP", "paper", "ours", "published", "untrained", "two stages")
+FAMILIES = ("CLIP", "paper", "ours", "published", "clicks", "untrained", "two stages")
 FAMILY_OF = {"bm25": "untrained", "untrained": "untrained", "minilm": "untrained", TWO_STAGES: "two stages"}
 """Families of sides that are not trained by the matrix; an unknown side is in the family ``other``."""
 DATA_TITLES = {"fashion": "fashion-small", "teacher": "the second ranking of the same products"}
 FIELD_TITLES = {"title": "titles", "image": "pictures", "image+title": "pictures and titles"}
 
-AIMED_GAINS = {"in_domain": 29.3, "novel_query": 10.0, "novel_document": 10.0, "zero_shot": 10.0}
-"""NDCG@10 over CLIP in percent, as the paper reports for its own data: +29.3% in domain, up to +10.0% elsewhere."""
-AIMED_SHARE = 1.0
-"""Documents encoded until CLIP's last dev NDCG@10 is reached, as a share of what CLIP encodes: less than this."""
+AIMED_GAINS = {
+    ("fashion", "title"): (29.3, 15.0),
+    ("fashion", "image"): (25.0, 10.0),
+    ("fashion", "image+title"): (25.0, 15.0),
+    ("teacher", "title"): (25.0, 8.0),
+}
+"""NDCG@10 over CLIP in percent, in domain and on each cold split; the paper reports +29.3% and +6.0% to +10.0%."""
+AIMED_CLICKS = (11.2, 0.0)
+"""The same for training from a log of interactions, over CLIP on clicked pairs; +11.2% is the paper's."""
+AIMED_SHARE = 0.2
+"""Documents encoded until CLIP's last dev NDCG@10 is reached, as a share of what CLIP encodes: at most this."""
 AIMED_RATIO = 1.0
 """Latency of two stages over one: more than this."""
 
 NDCG, RECALL = PAIRED
+TUNED = ("learning_rate", "temperature")
 MISSING = "-"
 NOTHING = "No cell has been run yet."
 
@@ -253,21 +262,9 @@ def aims(results: Results) -> list[Aim]:
         return []
     found: list[Aim] = []
     if CLIP in results.cells:
-        for split in SPLITS:
-            ours, clip = (results.mean(side, split, NDCG) for side in (OURS, CLIP))
-            gain = 100 * (ours - clip) / clip
-            aimed = AIMED_GAINS[split]
-            found.append(
-                Aim(
-                    f"NDCG@10 over CLIP, {split}",
-                    f"{aimed:+.1f}%",
-                    f"{gain:+.1f}%",
-                    f"{gain - aimed:+.1f} points",
-                    gain >= aimed,
-                )
-            )
+        found += _gains(results, OURS, CLIP, AIMED_GAINS.get((results.data, results.fields), (0.0, 0.0)))
         found += [_not_below(results, f"recall@100 not below CLIP's, {split}", CLIP, split, RECALL) for split in SPLITS]
-    for family, words in (("published", "the best published side"), ("paper", "the best of the paper's form")):
+    for family, words in (("published", "the best published loss"), ("paper", "the best of the paper's form")):
         for split in SPLITS:
             rival = results.best(family, split)
             if rival is not None:
@@ -278,7 +275,20 @@ def aims(results: Results) -> list[Aim]:
             _not_below(results, f"NDCG@10 not below two stages, {split}", TWO_STAGES, split, NDCG) for split in SPLITS
         ]
         found += _latency_aim(results)
+    if {CLICKS_CLIP, CLICKS_OURS} <= set(results.cells):
+        found += _gains(results, CLICKS_OURS, CLICKS_CLIP, AIMED_CLICKS)
     return [aim for aim in found if "nan" not in aim.measured]
+
+
+def _gains(results: Results, side: str, base: str, aimed: tuple[float, float]) -> list[Aim]:
+    """NDCG@10 over the base in percent, split by split; ``aimed`` is for in_domain and for the cold splits."""
+    found = []
+    for split in SPLITS:
+        own, other = (results.mean(name, split, NDCG) for name in (side, base))
+        gain, aim = 100 * (own - other) / other, aimed[split != "in_domain"]
+        what = f"NDCG@10 of `{side}` over `{base}`, {split}"
+        found.append(Aim(what, f"{aim:+.1f}%", f"{gain:+.1f}%", f"{gain - aim:+.1f} points", gain >= aim))
+    return found
 
 
 def _not_below(results: Results, what: str, side: str, split: str, metric: str) -> Aim:
@@ -295,12 +305,12 @@ def _encoded_aim(results: Results) -> list[Aim]:
         return []
     total, level = clip[-1]
     reached = [documents for documents, value in ours if value >= level]
-    what, asked = f"documents encoded until CLIP's last dev NDCG@10 ({level:.3f})", f"below {AIMED_SHARE:.0%} of CLIP's"
+    what, asked = f"documents encoded until CLIP's last dev NDCG@10 ({level:.3f})", f"at most {AIMED_SHARE:.0%}"
     if not reached:
         best = max(value for _, value in ours)
         return [Aim(what, asked, "not reached", f"{best - level:+.3f} dev NDCG@10", False)]
     share = reached[0] / total
-    return [Aim(what, asked, f"{share:.0%}", f"{100 * (AIMED_SHARE - share):+.0f} points", share < AIMED_SHARE)]
+    return [Aim(what, asked, f"{share:.1%}", f"{100 * (AIMED_SHARE - share):+.1f} points", share <= AIMED_SHARE)]
 
 
 def _latency_aim(results: Results) -> list[Aim]:
@@ -421,10 +431,10 @@ def chosen(results: Results) -> str:
         point = told["chosen"]
         tried = told.get("tried") or told.get("grid") or []
         scores = [row[NDCG] for row in tried if NDCG in row and point.items() <= row.items()]
-        grid = [f"{point[name]:g}" if name in point else MISSING for name in GRID]
+        grid = [f"{point[name]:g}" if name in point else MISSING for name in TUNED]
         best = f"{max(scores):.3f}" if scores else MISSING
         rows.append([f"`{side}`", *grid, own_constants(side, point) or MISSING, str(len(tried)), best])
-    return markdown(["side", *(name.replace("_", " ") for name in GRID), "own constant", "tried", "dev NDCG@10"], rows)
+    return markdown(["side", *(name.replace("_", " ") for name in TUNED), "own constant", "tried", "dev NDCG@10"], rows)
 
 
 def own_constants(side: str, point: Mapping[str, Any]) -> str:
@@ -435,7 +445,7 @@ def own_constants(side: str, point: Mapping[str, Any]) -> str:
     declared = SIDES.get(side)
     other = declared.others[0] if declared and declared.others else {}
     settings = {name: declared.settings[name] for name in other if name in declared.settings} if declared else {}
-    settings |= {name: value for name, value in point.items() if name not in GRID}
+    settings |= {name: value for name, value in point.items() if name not in TUNED}
     parts = []
     for name, value in settings.items():
         options = _options(value)
