@@ -27,7 +27,7 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("setting", "message"),
     [
-        ({"target": "list"}, "target is 'list'; use one of diagonal, masked, full, full_row"),
+        ({"target": "list"}, "target is 'list'; use one of diagonal, masked, full, full_row, ranked"),
         ({"combine": "sum"}, "use one of mean, pairwise, both"),
         ({"precision": "int8"}, "use one of fp32, bf16, fp16"),
         ({"temperature": 0.001}, "temperature is 0.001; it must lie between 0.01 and 1"),
@@ -61,6 +61,7 @@ def test_a_file_that_is_no_config_is_refused(content: str, tmp_path: Path) -> No
     ("settings", "direction", "queries_per_doc"),
     [
         ({}, "query", 4),
+        ({"target": "full_row"}, "query", 4),
         ({"batch_size": 2}, "query", 2),
         ({"docs_per_query": 8}, "query", 0),
         ({"queries_per_doc": 0, "direction": "both"}, "both", 0),

@@ -83,7 +83,7 @@ def test_gradients_in_float64(target: str, direction: str) -> None:
     )
 
 
-@pytest.mark.parametrize("target", ["full", "full_row"])
+@pytest.mark.parametrize("target", ["full", "full_row", "ranked"])
 def test_a_diagonal_matrix_is_the_diagonal_form(target: str) -> None:
     queries, documents = unit(12, 6, 0), unit(12, 6, 1)
     weights = torch.rand(12, dtype=torch.float64) if target == "full" else torch.ones(12, dtype=torch.float64)
@@ -122,6 +122,45 @@ def test_masked_pairs_do_not_repel() -> None:
     assert documents.grad[2].abs().max() > 0
 
 
+def test_ranked_documents_do_not_compete_with_better_ones() -> None:
+    queries, documents = unit(1, 4, 0), unit(4, 4, 1).requires_grad_()
+    best_alone = torch.tensor([[1.0, 0.0, 0.0, 0.0]], dtype=torch.float64)
+    order = sparse(torch.tensor([[3.0, 2.0, 1.0, 0.0]], dtype=torch.float64), torch.tensor([[True, True, True, False]]))
+
+    def gradient(weights: torch.Tensor, target: str) -> torch.Tensor:
+        loss = gcl_loss(queries, documents, weights, 10.0, target=target, direction="query")
+        return torch.autograd.grad(loss, documents)[0] @ queries[0]
+
+    # Of the three judged documents the best competes with all, the last with the unjudged one alone.
+    logits = 10.0 * documents.detach() @ queries[0]
+    expected = torch.zeros(4, dtype=torch.float64)
+    for first, weight in enumerate((3 / 6, 2 / 6, 1 / 6)):
+        expected[first:] += weight * 10.0 * logits[first:].softmax(0)
+        expected[first] -= weight * 10.0
+    torch.testing.assert_close(gradient(order, "ranked"), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(gradient(best_alone, "ranked"), gradient(best_alone, "full_row"), rtol=1e-12, atol=0)
+
+
+def test_ranked_with_equal_weights_is_full_row() -> None:
+    _, judged = random_judgements(7, 9, seed=2)
+    queries, documents = unit(7, 5, 0), unit(9, 5, 1)
+    weights = sparse(judged.double(), judged)
+    losses = [gcl_loss(queries, documents, weights, 12.0, target=target) for target in ("ranked", "full_row")]
+    torch.testing.assert_close(*losses, rtol=1e-13, atol=0)
+
+
+def test_ranked_where_everything_is_judged() -> None:
+    """Plackett and Luce's own likelihood: nothing is outside."""
+    weights = torch.tensor([[3.0, 1.0, 2.0]])
+    queries, documents = unit(1, 4, 0, torch.float32), unit(3, 4, 1, torch.float32).requires_grad_()
+    loss = gcl_loss(queries, documents, weights, 10.0, target="ranked", direction="query")
+    logits = 10.0 * (documents @ queries[0])[[0, 2, 1]]
+    expected = -(torch.tensor([3.0, 2.0, 1.0]) / 6 * (logits - logits.flip(0).logcumsumexp(0).flip(0))).sum()
+    torch.testing.assert_close(loss, expected)
+    loss.backward()
+    assert bool(documents.grad.isfinite().all())
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     queries, documents = unit(512, 64, 0, dtype), unit(512, 64, 1, dtype)
@@ -142,7 +181,7 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
         (torch.zeros(4), "diagonal", "sum to zero"),
         (torch.tensor([1.0, -1, 1, 1]), "diagonal", "not negative"),
         (torch.tensor([1.0, torch.nan, 1, 1]), "diagonal", "finite"),
-        (torch.ones(4), "listwise", "use one of diagonal, masked, full, full_row"),
+        (torch.ones(4), "listwise", "use one of diagonal, masked, full, full_row, ranked"),
     ],
 )
 def test_bad_input_is_refused(weights: torch.Tensor, target: str, message: str) -> None:

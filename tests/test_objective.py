@@ -479,7 +479,7 @@ def test_a_class_gets_the_numbers_after_its_name(written: str, factor: float) ->
 @pytest.mark.parametrize(
     ("written", "message"),
     [
-        ("list", "target 'list' is unknown; use one of diagonal, masked, full, full_row"),
+        ("list", "target 'list' is unknown; use one of diagonal, masked, full, full_row, ranked"),
         ("no_such_module:Loss", "cannot be imported"),
         ("opengcl.loss:no_such_loss", "cannot be imported"),
         ("opengcl.loss:TARGETS", "is a tuple, not a function"),

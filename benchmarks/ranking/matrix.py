@@ -14,8 +14,19 @@ from .data import DATA
 from .sides import SEEDS, SIDES
 
 # The claim itself comes first, then its closest rivals, then everything else.
-FIRST = ("clip", "paper", "ours", "full-row", "bixse", "x-clr", "m3-kd", "sycl", "clicks-clip", "clicks-ours")
-SECOND_RULE = ("clip", "paper", "full-row", "ours", "ours-shuffled", "bixse", "x-clr", "m3-kd")
+FIRST = (
+    "clip",
+    "paper",
+    "ours",
+    "bixse",
+    "m3-kd",
+    "x-clr",
+    "clicks-ours",
+    "full-row",
+    "bixse-documents",
+    "x-clr-documents",
+)
+SECOND_RULE = ("clip", "paper", "ours", "ours-shuffled", "full-row", "bixse", "x-clr", "m3-kd")
 PICTURES = ("clip", "paper", "ours", "x-clr")
 
 

@@ -9,9 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 RIVALS = "benchmarks.ranking.rivals"
+LENT = "published, our batches"
 TOP = "InfoNCETopPositives:positions={}"
-GROUPED = 16  # documents of a query that come together in the grouped batches: 64 queries a batch
+GROUPED = {"docs_per_query": 16}  # 64 queries a batch
 PAIRS = {"queries_per_doc": 0}  # drawn one by one
+PLAIN = {**PAIRS, "batch_size": 1024}
+STEEPER = ({"weights": "exponential:decay=10"},)
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
 EVENLY = {"batch_size": 960, "queries_per_doc": 1}
 DOCUMENTS = {"batch_size": 3840, "queries_per_doc": 4}
@@ -32,30 +35,28 @@ def _gcl(
     label: str, weights: str, target: str, *, family: str = "ours", data: str | None = None, **settings: Any
 ) -> Side:
     """A form of `opengcl.gcl_loss` in both directions; the steepness of exponential weights is its own constant."""
-    others = ({"weights": "exponential:decay=10"},) if weights == "exponential" else ()
+    others = STEEPER if weights == "exponential" else ()
     plain = {"weights": weights, "target": target, "direction": "both"}
     return Side(label, family, {**plain, **PAIRS, **settings}, others, data)
 
 
-def _rival(label: str, name: str, other: str = "", *, family: str = "published", grouped: bool) -> Side:
-    """A published loss gets the scores over 100 and, where its paper leaves a constant open, two values of it.
-
-    It may also have the batches of documents drawn evenly, if it does better with them on dev queries.
-    """
+def _rival(
+    label: str, name: str, other: str = "", *, family: str = "published", batches: dict[str, Any] = PAIRS
+) -> Side:
+    """A published loss gets the scores over 100 and, where its paper leaves a constant open, two values of it."""
     target = f"{RIVALS}:{name}"
-    batches = {"docs_per_query": GROUPED} if grouped else PAIRS
-    evenly = {**DOCUMENTS, "docs_per_query": None}
-    others = (evenly, *([{"target": f"{target}:{other}"}] if other else []))
+    others = ({"target": f"{target}:{other}"},) if other else ()
     return Side(label, family, {"weights": "linear", "target": target, **batches}, others)
 
 
-OURS = {"weights": "exponential:decay=10,floor=0.005", "target": "full_row", "direction": "query", **DOCUMENTS}
+OURS = {"weights": "exponential", "target": "ranked", "direction": "query", **DOCUMENTS}
+FLOOR = {**OURS, "weights": "exponential:decay=10,floor=0.005", "target": "full_row"}
 
 SIDES: dict[str, Side] = {
     "clip": _gcl("CLIP: every judged pair counts the same", "constant", "diagonal", family="CLIP"),
     "clip-evenly": _gcl("CLIP, documents drawn evenly", "constant", "diagonal", family="CLIP", **EVENLY),
-    "infonce-top10": _rival("InfoNCE, positives are the top 10", TOP.format(10), family="CLIP", grouped=False),
-    "infonce-top30": _rival("InfoNCE, positives are the top 30", TOP.format(30), family="CLIP", grouped=False),
+    "infonce-top10": _rival("InfoNCE, positives are the top 10", TOP.format(10), family="CLIP"),
+    "infonce-top30": _rival("InfoNCE, positives are the top 30", TOP.format(30), family="CLIP"),
     "paper-linear": _gcl("diagonal, linear", "linear", "diagonal", family="paper"),
     "paper-reciprocal": _gcl("diagonal, reciprocal", "reciprocal", "diagonal", family="paper"),
     "paper": _gcl("diagonal, exponential", "exponential", "diagonal", family="paper"),
@@ -65,26 +66,36 @@ SIDES: dict[str, Side] = {
     "masked": _gcl("masked, exponential", "exponential", "masked"),
     "full": _gcl("full, exponential", "exponential", "full"),
     "full-row": _gcl("full_row, exponential", "exponential", "full_row"),
-    "masked-grouped": _gcl("masked, exponential, 64 x 16", "exponential", "masked", docs_per_query=GROUPED),
-    "full-grouped": _gcl("full, exponential, 64 x 16", "exponential", "full", docs_per_query=GROUPED),
-    "full-row-grouped": _gcl("full_row, exponential, 64 x 16", "exponential", "full_row", docs_per_query=GROUPED),
+    "masked-grouped": _gcl("masked, exponential, 64 x 16", "exponential", "masked", **GROUPED),
+    "full-grouped": _gcl("full, exponential, 64 x 16", "exponential", "full", **GROUPED),
+    "full-row-grouped": _gcl("full_row, exponential, 64 x 16", "exponential", "full_row", **GROUPED),
     "full-row-documents": _gcl("full_row, exponential, 960 documents x 4", "exponential", "full_row", **DOCUMENTS),
-    "ours": Side("full_row towards queries, exponential with a floor, 960 documents x 4", "ours", OURS),
-    "ours-constant": Side("the same without scores (control)", "ours", {**OURS, "weights": "constant"}),
-    "ours-shuffled": Side("the same, scores shuffled in each query (control)", "ours", OURS, data="shuffled"),
+    "full-row-queries": Side("full_row towards queries, steep weights with a floor, 960 documents x 4", "ours", FLOOR),
+    "ours": Side("ranked towards queries, exponential, 960 documents x 4", "ours", OURS, STEEPER),
+    "ours-pairs": Side("ranked towards queries, exponential, pairs", "ours", {**OURS, **PLAIN}, STEEPER),
+    "ours-constant": Side("ours without scores (control)", "ours", {**OURS, "weights": "constant"}),
+    "ours-shuffled": Side("ours, scores shuffled in each query (control)", "ours", OURS, STEEPER, data="shuffled"),
     "clicks-clip": _gcl("CLIP on clicked pairs", "constant", "diagonal", family="clicks", data="clicked"),
-    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, data="scored"),
-    "cosent": _rival("CoSENT", "CoSENT", grouped=False),
-    "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", grouped=True),
-    "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", grouped=True),
-    "listnet": _rival("ListNet, 64 x 16", "ListNet", "label_temperature=1", grouped=True),
-    "lambda": _rival("LambdaLoss, 64 x 16", "LambdaRankLoss", "top_grade=4", grouped=True),
-    "approx-ndcg": _rival("ApproxNDCG, 64 x 16", "ApproxNDCG", "alpha=10", grouped=True),
-    "rince": _rival("RINCE, 64 x 16", "RINCE", "temperature_ratio=2", grouped=True),
-    "margin-mse": _rival("MarginMSE, 64 x 16", "MarginMSE", "margin=5", grouped=True),
-    "x-clr": _rival("soft targets (X-CLR)", "SoftTargetCLIP", "label_temperature=0.05", grouped=False),
-    "bixse": _rival("BiXSE", "BiXSE", grouped=False),
-    "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", grouped=True),
+    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, STEEPER, data="scored"),
+    "cosent": _rival("CoSENT", "CoSENT"),
+    "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", batches=GROUPED),
+    "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", batches=GROUPED),
+    "listnet": _rival("ListNet, 64 x 16", "ListNet", "label_temperature=1", batches=GROUPED),
+    "lambda": _rival("LambdaLoss, 64 x 16", "LambdaRankLoss", "top_grade=4", batches=GROUPED),
+    "approx-ndcg": _rival("ApproxNDCG, 64 x 16", "ApproxNDCG", "alpha=10", batches=GROUPED),
+    "rince": _rival("RINCE, 64 x 16", "RINCE", "temperature_ratio=2", batches=GROUPED),
+    "margin-mse": _rival("MarginMSE, 64 x 16", "MarginMSE", "margin=5", batches=GROUPED),
+    "x-clr": _rival("soft targets (X-CLR)", "SoftTargetCLIP", "label_temperature=0.05"),
+    "x-clr-documents": _rival(
+        "soft targets (X-CLR), 960 documents x 4",
+        "SoftTargetCLIP",
+        "label_temperature=0.05",
+        family=LENT,
+        batches=DOCUMENTS,
+    ),
+    "bixse": _rival("BiXSE", "BiXSE"),
+    "bixse-documents": _rival("BiXSE, 960 documents x 4", "BiXSE", family=LENT, batches=DOCUMENTS),
+    "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", batches=GROUPED),
 }
 
 # One grid for all sides, by encoder: a transformer wants a tenth of what a bag of subwords does.

@@ -17,6 +17,7 @@ from opengcl.weights import SCALINGS, Scaling, weight_function
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "constant"]
 FinalQueries = Literal["test", "dev"]
+_LISTS = ("full_row", "ranked")  # targets that normalise a query's documents, and so can do without the other direction
 
 
 class ConfigError(ValueError):
@@ -43,14 +44,14 @@ class TrainConfig:
     """Query field -> weight."""
     combine: Combine = "mean"
     """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
-    weights: str = "exponential:decay=10,floor=0.005"
+    weights: str = "exponential"
     """Score -> weight function, as ``opengcl.weights.weight_function`` reads it."""
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
-    target: str = "full_row"
+    target: str = "ranked"
     """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
     direction: Direction | None = None
-    """Softmax over documents (``query``), queries (``document``), ``both``; if not given ``query`` for ``full_row``."""
+    """Softmax over documents (``query``), queries (``document``), ``both``; see `used_direction`."""
     temperature: float = 0.07
     """Where the temperature starts, in [0.01, 1]."""
     learn_temperature: bool = True
@@ -64,7 +65,7 @@ class TrainConfig:
     queries_per_doc: int | None = None
     """Queries that come with each document, ``batch_size // queries_per_doc`` documents drawn evenly; 0: single pairs.
 
-    When not given: 4 for ``full_row`` without ``docs_per_query``, else 0.
+    When not given: 4 for ``full_row`` and ``ranked`` without ``docs_per_query``, else 0.
     """
     learning_rate: float | None = None
     """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
@@ -159,17 +160,17 @@ class TrainConfig:
 
     @property
     def used_direction(self) -> Direction:
-        """The direction that applies."""
+        """The direction that applies: when not given, ``query`` for ``full_row`` and ``ranked``, else ``both``."""
         if self.direction is not None:
             return self.direction
-        return "query" if self.target == "full_row" else "both"
+        return "query" if self.target in _LISTS else "both"
 
     @property
     def used_queries_per_doc(self) -> int:
         """The queries that come with each document; 0 where pairs are drawn one by one or query by query."""
         if self.queries_per_doc is not None:
             return self.queries_per_doc
-        return min(4, self.batch_size) if self.target == "full_row" and not self.docs_per_query else 0
+        return min(4, self.batch_size) if self.target in _LISTS and not self.docs_per_query else 0
 
     def to_yaml(self) -> str:
         """Every setting, in the order above."""

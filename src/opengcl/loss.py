@@ -6,7 +6,8 @@ weights of the judged (query, document) pairs. Every target is one case of
 
     L = sum_ij R_ij * -log softmax_row(S)_ij + sum_ij C_ij * -log softmax_col(S)_ij
 
-with sparse non-negative ``R`` and ``C``, and optionally some entries of ``S`` left out of the denominators.
+with sparse non-negative ``R`` and ``C``, and optionally some entries of ``S`` left out of the denominators; in
+``ranked`` what is left out differs from document to document of a row.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-Target = Literal["diagonal", "masked", "full", "full_row"]
+Target = Literal["diagonal", "masked", "full", "full_row", "ranked"]
 Direction = Literal["both", "query", "document"]
 TARGETS: tuple[str, ...] = get_args(Target)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
@@ -56,6 +57,10 @@ def gcl_loss(
     - ``full``: ``- sum_ij W_ij log softmax_row(S)_ij / sum_ij W_ij``.
     - ``full_row``: ``- mean_i sum_j (W_ij / sum_k W_ik) log softmax_row(S)_ij``, the mean over rows with weight;
       the document direction does the same with columns. Every query counts the same, however its documents score.
+    - ``ranked``: ``full_row`` in which a document does not compete with those of higher weight: the denominator of
+      document j holds the documents of row i that are not judged or whose weight is at most ``W_ij``. A weighted
+      Plackett-Luce likelihood of the row's order, as ListMLE (Xia et al. 2008), with everything that is not judged at
+      the end; the masks are those of FlagEmbedding's ``m3_kd_loss`` (Chen et al. 2024, arXiv 2402.03216).
 
     Logits are made and used a block of rows at a time, in the forward and again in the backward pass, so memory grows
     with ``block_rows * n`` and not with ``m * n``. Half-precision inputs are raised to float32 before the product.
@@ -68,7 +73,7 @@ def gcl_loss(
             matrix an explicit zero is a judged pair of weight 0, in a dense one a zero is a pair that was not judged.
             ``masked`` needs m = n and takes its pairs from the diagonal. No gradient flows to the weights.
         logit_scale: ``1 / temperature``, a positive number or 0-d tensor (then it gets a gradient).
-        target: One of ``diagonal``, ``masked``, ``full``, ``full_row``.
+        target: One of ``diagonal``, ``masked``, ``full``, ``full_row``, ``ranked``.
         direction: ``query`` (softmax over documents), ``document`` (softmax over queries) or ``both``.
         block_rows: Rows of logits held at a time; by default as many as fit in 64 MiB of float32.
 
@@ -91,6 +96,8 @@ def gcl_loss(
         raise ValueError(f"block_rows is {block_rows}; it must be at least 1")
     dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
     with torch.autocast(queries.device.type, enabled=False):
+        if target == "ranked":
+            return _ranked_loss(queries.to(dtype), documents.to(dtype), weights, logit_scale, direction, block_rows)
         entries = _entries(weights.detach(), len(queries), len(documents), target, direction, dtype, queries.device)
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=queries.device)
         loss: Tensor = _BlockedLoss.apply(  # type: ignore[no-untyped-call]
@@ -119,6 +126,7 @@ def _entries(
     """Turn the weights into targets that sum to 1 over the asked directions."""
     row, column, value = _judged_pairs(weights, m, n, target)
     row, column, value = row.to(device), column.to(device), value.to(device, dtype)
+    _check_weights(value if target != "diagonal" and target != "masked" else value[row == column])
     masked_row = masked_column = row.new_empty(0)
     if target in ("diagonal", "masked"):
         on_diagonal = row == column
@@ -126,10 +134,6 @@ def _entries(
             masked_row, masked_column = row[~on_diagonal], column[~on_diagonal]
         row, column, value = row[on_diagonal], column[on_diagonal], value[on_diagonal]
     total = value.sum()
-    if not bool(torch.isfinite(total)) or bool((value < 0).any()):
-        raise ValueError("weights must be finite and not negative")
-    if not bool(total > 0):
-        raise ValueError("weights sum to zero: at least one judged pair must have a positive weight")
     if target == "full_row":
         row_target = _normalise_groups(value, row, m)
         column_target = _normalise_groups(value, column, n)
@@ -137,6 +141,14 @@ def _entries(
         row_target = column_target = value / total
     share = {"both": (0.5, 0.5), "query": (1.0, 0.0), "document": (0.0, 1.0)}[direction]
     return _Entries(row, column, row_target * share[0], column_target * share[1], masked_row, masked_column)
+
+
+def _check_weights(value: Tensor) -> None:
+    total = value.sum()
+    if not bool(torch.isfinite(total)) or bool((value < 0).any()):
+        raise ValueError("weights must be finite and not negative")
+    if not bool(total > 0):
+        raise ValueError("weights sum to zero: at least one judged pair must have a positive weight")
 
 
 def _judged_pairs(weights: Tensor, m: int, n: int, target: str) -> tuple[Tensor, Tensor, Tensor]:
@@ -222,6 +234,97 @@ class _BlockedLoss(torch.autograd.Function):
             grad_queries[start:stop] = moved * scale
             grad_documents.addmm_(slope.T, queries[start:stop])
         return grad * grad_queries, grad * scale * grad_documents, grad * grad_scale, None, None
+
+
+def _ranked_loss(
+    queries: Tensor, documents: Tensor, weights: Tensor, logit_scale: Tensor | float, direction: str, block_rows: int
+) -> Tensor:
+    """``ranked`` in one direction, or the mean of the two."""
+    row, column, value = _judged_pairs(weights.detach(), len(queries), len(documents), "ranked")
+    row, column, value = row.to(queries.device), column.to(queries.device), value.to(queries.device, queries.dtype)
+    _check_weights(value)
+    scale = torch.as_tensor(logit_scale, dtype=queries.dtype, device=queries.device)
+    losses = []
+    if direction != "document":
+        losses.append(_ranked_rows(queries, documents, scale, row, column, value, block_rows))
+    if direction != "query":
+        by_column = torch.argsort(column, stable=True)
+        row, column, value = row[by_column], column[by_column], value[by_column]
+        losses.append(_ranked_rows(documents, queries, scale, column, row, value, block_rows))
+    return torch.stack(losses).mean()
+
+
+def _ranked_rows(
+    left: Tensor, right: Tensor, scale: Tensor, row: Tensor, column: Tensor, value: Tensor, block_rows: int
+) -> Tensor:
+    """The mean over weighted rows of ``sum_j t_ij (log denominator_ij - S_ij)``; entries come by ascending row."""
+    nowhere = value.new_zeros(0)
+    entries = _Entries(row, column, value, nowhere, row, column)
+    outside, judged = _JudgedLogits.apply(left, right, scale, entries, block_rows)  # type: ignore[no-untyped-call]
+    counts = torch.bincount(row, minlength=len(left))
+    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
+    shape = (len(left), int(counts.max()))
+    weight = value.new_full(shape, -1.0).index_put((row, place), value)
+    weight, order = weight.sort(dim=1, descending=True, stable=True)
+    present = weight >= 0
+    lowest = torch.finfo(judged.dtype).min  # not -inf, whose log-sum-exp has no gradient
+    logits = judged.new_full(shape, lowest).index_put((row, place), judged).gather(1, order)
+    later = logits.flip(1).logcumsumexp(1).flip(1)
+    # Documents of equal weight stand in each other's denominators: all begin where the first of them does.
+    begins = torch.ones_like(present)
+    begins[:, 1:] = weight[:, 1:] != weight[:, :-1]
+    first = (torch.arange(shape[1], device=row.device) * begins).cummax(1).values
+    denominator = torch.logaddexp(outside[:, None].clamp_min(lowest), later.gather(1, first))
+    weight = weight.clamp_min(0.0)
+    total = weight.sum(1, keepdim=True)
+    target = weight / total.masked_fill(total == 0, 1.0)
+    return (target * (denominator - logits).masked_fill(~present, 0.0)).sum() / (total > 0).sum()
+
+
+class _JudgedLogits(torch.autograd.Function):
+    """Each row's log-sum-exp over the columns that are not judged for it, and the judged logits, in entry order.
+
+    ``outside_i = log sum_(j not judged) exp(S_ij)``, minus infinity where everything is judged. Blocks of logits are
+    made again in the backward pass: ``dL/dS_ij`` is ``dL/doutside_i exp(S_ij - outside_i)`` there, and the entry's own
+    gradient where the pair is judged.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, entries: _Entries, block_rows: int
+    ) -> tuple[Tensor, Tensor]:
+        outside = left.new_empty(len(left))
+        judged = left.new_empty(len(entries.row))
+        for start, stop, inside, _ in _blocks(entries, len(left), block_rows):
+            logits = scale * (left[start:stop] @ right.T)
+            index = (entries.row[inside] - start, entries.column[inside])
+            judged[inside] = logits[index]
+            logits[index] = -torch.inf
+            outside[start:stop] = logits.logsumexp(1)
+        ctx.save_for_backward(left, right, scale, outside)
+        ctx.entries, ctx.block_rows = entries, block_rows
+        return outside, judged
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
+    def backward(  # type: ignore[override,unused-ignore]
+        ctx: Any, grad_outside: Tensor, grad_judged: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
+        left, right, scale, outside = ctx.saved_tensors
+        entries: _Entries = ctx.entries
+        grad_left, grad_right, grad_scale = torch.empty_like(left), torch.zeros_like(right), torch.zeros_like(scale)
+        shift = outside.masked_fill(outside == -torch.inf, 0.0)
+        for start, stop, inside, _ in _blocks(entries, len(left), ctx.block_rows):
+            slope = scale * (left[start:stop] @ right.T)
+            index = (entries.row[inside] - start, entries.column[inside])
+            slope[index] = -torch.inf
+            slope.sub_(shift[start:stop, None]).exp_().mul_(grad_outside[start:stop, None])
+            slope[index] = grad_judged[inside]
+            moved = slope @ right
+            grad_scale += (moved * left[start:stop]).sum()
+            grad_left[start:stop] = moved * scale
+            grad_right.addmm_(slope.T, left[start:stop])
+        return grad_left, scale * grad_right, grad_scale, None, None
 
 
 def _blocks(entries: _Entries, m: int, block_rows: int) -> list[tuple[int, int, slice, slice]]:

@@ -20,14 +20,22 @@ def _one_direction(logits: Tensor, weights: Tensor, judged: Tensor, target: str)
     rows, columns = logits.shape
     total, mass, weighted_rows = logits.new_zeros(()), 0.0, 0
     for i in range(rows):
-        kept = [j for j in range(columns) if not (target == "masked" and judged[i, j] and i != j)]
-        normaliser = torch.log(sum(torch.exp(logits[i, j]) for j in kept))
         pairs = [i] if target in ("diagonal", "masked") else [j for j in range(columns) if judged[i, j]]
         row_weight = float(sum(weights[i, j] for j in pairs))
-        row = sum(weights[i, j] * (normaliser - logits[i, j]) for j in pairs)
-        if target == "full_row":
+        row = sum(weights[i, j] * (_normaliser(logits, weights, judged, target, i, j) - logits[i, j]) for j in pairs)
+        if target in ("full_row", "ranked"):
             if row_weight > 0:
                 total, weighted_rows = total + row / row_weight, weighted_rows + 1
         else:
             total, mass = total + row, mass + row_weight
-    return total / (weighted_rows if target == "full_row" else mass)
+    return total / (weighted_rows if target in ("full_row", "ranked") else mass)
+
+
+def _normaliser(logits: Tensor, weights: Tensor, judged: Tensor, target: str, i: int, j: int) -> Tensor:
+    """What document j competes with for query i."""
+    kept = range(logits.shape[1])
+    if target == "masked":
+        kept = [k for k in kept if not (judged[i, k] and i != k)]
+    if target == "ranked":
+        kept = [k for k in kept if not (judged[i, k] and weights[i, k] > weights[i, j])]
+    return torch.log(sum(torch.exp(logits[i, k]) for k in kept))
