@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -135,35 +134,27 @@ def test_per_query_rows_come_in_the_order_of_splits(monkeypatch: pytest.MonkeyPa
     assert json.loads(place.cell(0).read_text())["splits"]["in_domain"]["ndcg@10"] == 0.123457
 
 
-@pytest.mark.parametrize(
-    ("form", "weights", "target", "direction"),
-    [
-        (gradients.diagonal, "exponential", "diagonal", "both"),
-        (lambda w: gradients.full_row(w, queries=0.5), "exponential", "full_row", "both"),
-        (lambda w: gradients.full_row(w, queries=1.0), "exponential:decay=10,floor=0.005", "full_row", "query"),
-        (lambda w: gradients.full_row(w, queries=0.0), "exponential", "full_row", "document"),
-    ],
-)
-def test_the_forms_are_the_losses(
-    tmp_path: Path, form: Callable[[gradients.Weights], gradients.Loss], weights: str, target: str, direction: str
-) -> None:
+@pytest.mark.parametrize("form", gradients.FORMS, ids=lambda form: form.name)
+def test_gradients_are_those_of_the_loss_on_vectors(tmp_path: Path, form: gradients.Form) -> None:
     dataset = ranked(tmp_path / "data", queries=30, documents=80, judged=20)
     pairs = ShuffledBatches(dataset.splits.training_pairs(), 24, 0).pairs(0, 0)
     known, weighted = (
         Known(len(relation.queries), len(relation.documents), relation_tensors(relation))
-        for relation in (Relations(dataset, weight_function(w), "dataset").of(pairs) for w in ("linear", weights))
+        for relation in (Relations(dataset, weight_function(w), "dataset").of(pairs) for w in ("linear", form.weights))
     )
     generator = torch.Generator().manual_seed(0)
     left, right = (
         torch.nn.functional.normalize(torch.randn(rows, 8, generator=generator), dim=1)
         for rows in (known.queries, known.documents)
     )
-    function = gradients.exponential(10, 0.005) if "floor" in weights else gradients.exponential(20)
-    found = form(function)(5 * left @ right.T, known)
-    if target == "diagonal":
+    found = form.loss(5 * left @ right.T, known)
+    matrix = weighted.matrix()
+    pulled, pushed = gradients.pulls(form, 5 * left @ right.T, known)
+    if form.target == "diagonal":
         left, right = left[known.pair_query], right[known.pair_document]
         matrix = weighted.pair_weight
-    else:
-        matrix = weighted.matrix()
-    expected = gcl_loss(left, right, matrix, 5.0, target=target, direction=direction)  # type: ignore[arg-type]
+    expected = gcl_loss(left, right, matrix, 5.0, target=form.target, direction=form.direction)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert len(pulled) == len(pushed) == len(gradients.SCORES)
+    if "exponential" in form.weights:
+        assert np.nanargmax(pulled) <= 1  # the best documents are pulled the most

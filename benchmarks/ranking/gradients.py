@@ -10,16 +10,16 @@ times the number of judged pairs, so that 1 is what a pair would get if all of t
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from opengcl import BiEncoder, RankedDataset
 from opengcl.batches import Batches, DocumentBatches, Relations, ShuffledBatches
 from opengcl.encode import inputs_for
+from opengcl.loss import Direction, Target, gcl_loss
 from opengcl.objective import Known
 from opengcl.training import TrainingBatches
 from opengcl.weights import weight_function
@@ -28,49 +28,47 @@ from .data import DATA, dataset_folder
 from .sides import DOCUMENTS
 
 SCORES = ((91, 100), (71, 90), (51, 70), (31, 50), (1, 30))
-Weights = Callable[[Tensor], Tensor]
-Loss = Callable[[Tensor, Known], Tensor]
 
 
-def exponential(decay: float, floor: float = 0.0) -> Weights:
-    """``exp((s - 100) / decay) + floor`` on tensors."""
-    return lambda score: torch.exp((score - 100) / decay) + floor
+@dataclass(frozen=True)
+class Form:
+    """An objective, and how its batch is drawn: ``pairs`` or ``documents``."""
+
+    name: str
+    weights: str
+    target: Target
+    direction: Direction
+    batch: str
+
+    def loss(self, logits: Tensor, known: Known) -> Tensor:
+        """The loss of a batch from its (queries, documents) logits; ``known`` has linear weights."""
+        function = weight_function(self.weights)
+
+        def weights(linear: Tensor) -> Tensor:
+            return torch.from_numpy(function(100 * linear.double().numpy())).to(logits)
+
+        if self.target == "diagonal":
+            logits = logits[known.pair_query][:, known.pair_document]
+            given = weights(known.pair_weight)
+        else:
+            index = torch.stack([known.judged_query, known.judged_document])
+            given = torch.sparse_coo_tensor(index, weights(known.judged_weight), logits.shape, check_invariants=True)
+        # With the identity for documents the "queries" are the logits themselves.
+        one = torch.eye(logits.shape[1], dtype=logits.dtype)
+        return gcl_loss(logits, one, given, 1.0, target=self.target, direction=self.direction)
 
 
-def diagonal(weights: Weights) -> Loss:
-    """The paper's form: one row and one column a drawn pair, everything off the diagonal a negative."""
-
-    def loss(logits: Tensor, known: Known) -> Tensor:
-        pairs = logits[known.pair_query][:, known.pair_document]
-        weight = weights(100 * known.pair_weight)
-        own = F.log_softmax(pairs, 1).diagonal() + F.log_softmax(pairs, 0).diagonal()
-        return -0.5 * (weight * own).sum() / weight.sum()
-
-    return loss
-
-
-def full_row(weights: Weights, *, queries: float) -> Loss:
-    """The whole matrix, normalised by row; ``queries`` is the share of the direction of queries in the loss."""
-
-    def loss(logits: Tensor, known: Known) -> Tensor:
-        matrix = torch.zeros_like(logits)
-        matrix[known.judged_query, known.judged_document] = weights(100 * known.judged_weight)
-        row = (matrix / matrix.sum(1, keepdim=True) * F.log_softmax(logits, 1)).sum(1).mean()
-        column = (matrix / matrix.sum(0, keepdim=True) * F.log_softmax(logits, 0)).sum(0).mean()
-        return -(queries * row + (1 - queries) * column)
-
-    return loss
-
-
-FORMS: dict[str, tuple[Loss, str]] = {
-    "diagonal, constant (CLIP)": (diagonal(torch.ones_like), "pairs"),
-    "diagonal, exponential, decay 20 (paper)": (diagonal(exponential(20)), "pairs"),
-    "full_row, decay 20, both directions": (full_row(exponential(20), queries=0.5), "pairs"),
-    "full_row, decay 20, documents alone": (full_row(exponential(20), queries=0.0), "pairs"),
-    "full_row, decay 20, queries alone": (full_row(exponential(20), queries=1.0), "pairs"),
-    "full_row, decay 10, queries alone": (full_row(exponential(10), queries=1.0), "documents"),
-    "the same with a floor of .005": (full_row(exponential(10, 0.005), queries=1.0), "documents"),
-}
+STEEP = "exponential:decay=10"
+FORMS = (
+    Form("diagonal, constant (CLIP)", "constant", "diagonal", "both", "pairs"),
+    Form("diagonal, exponential, decay 20 (paper)", "exponential", "diagonal", "both", "pairs"),
+    Form("full_row, decay 20, both directions", "exponential", "full_row", "both", "pairs"),
+    Form("full_row, decay 20, documents alone", "exponential", "full_row", "document", "pairs"),
+    Form("full_row, decay 20, queries alone", "exponential", "full_row", "query", "pairs"),
+    Form("full_row, decay 10, queries alone", STEEP, "full_row", "query", "documents"),
+    Form("the same with a floor of .005", f"{STEEP},floor=0.005", "full_row", "query", "documents"),
+    Form("ranked, decay 20, queries alone (default)", "exponential", "ranked", "query", "documents"),
+)
 
 
 def logits_of(model: BiEncoder, dataset: RankedDataset, batches: Batches) -> tuple[Tensor, Known]:
@@ -84,10 +82,10 @@ def logits_of(model: BiEncoder, dataset: RankedDataset, batches: Batches) -> tup
     return logits.clone(), Known(len(queries), len(documents), batch["relation"])
 
 
-def pulls(loss: Loss, logits: Tensor, known: Known) -> tuple[list[float], list[float]]:
+def pulls(form: Form, logits: Tensor, known: Known) -> tuple[list[float], list[float]]:
     """For each range of scores the mean pull of its judged pairs, and the share of them that is pushed away."""
     leaf = logits.clone().requires_grad_()
-    loss(leaf, known).backward()
+    form.loss(leaf, known).backward()
     assert leaf.grad is not None  # noqa: S101 - just made
     pull = -leaf.grad[known.judged_query, known.judged_document] / (leaf.grad.abs().sum() / 2) * len(known.judged_query)
     score = (100 * known.judged_weight).round()
@@ -104,14 +102,14 @@ def main() -> None:
     torch.set_num_threads(1)
     dataset, model = RankedDataset.open(dataset_folder(asked.data), progress=False), BiEncoder.load(asked.run)
     pairs = dataset.splits.training_pairs()
-    documents = DocumentBatches(pairs, dataset.qrels.document[pairs], *DOCUMENTS.values(), seed=0)
+    documents = DocumentBatches(pairs, dataset.qrels.document[pairs], **DOCUMENTS, seed=0)
     batches = {"pairs": ShuffledBatches(pairs, 1024, 0), "documents": documents}
     made = {kind: logits_of(model, dataset, batch) for kind, batch in batches.items()}
     print(f"| objective | batch | {' | '.join(f'{low} to {high}' for low, high in SCORES)} |")
     print(f"| --- | --- |{' ---: |' * len(SCORES)}")
-    for name, (loss, kind) in FORMS.items():
-        shown = (f"{pull:+.2f}, {pushed:.0%}" for pull, pushed in zip(*pulls(loss, *made[kind]), strict=True))
-        print(f"| {name} | {kind} | {' | '.join(shown)} |")
+    for form in FORMS:
+        shown = (f"{pull:+.2f}, {pushed:.0%}" for pull, pushed in zip(*pulls(form, *made[form.batch]), strict=True))
+        print(f"| {form.name} | {form.batch} | {' | '.join(shown)} |")
 
 
 if __name__ == "__main__":

@@ -54,7 +54,9 @@ def train(
     target: Annotated[
         str | None,
         typer.Option(
-            "--target", "--targets", help="Form of the loss: diagonal, masked, full, full_row, or package.module:name."
+            "--target",
+            "--targets",
+            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name.",
         ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,

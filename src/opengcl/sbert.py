@@ -127,7 +127,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         weights: Weight function as ``opengcl.weights.weight_function`` reads it: ``"exponential"``, ``"linear"``,
             ``"exponential:decay=10"``, ``"package.module:function"``, ...
         score_range: Lowest and highest possible score; they become 1 and 100 before the weight function.
-        target: ``diagonal``, ``masked``, ``full`` or ``full_row``.
+        target: ``diagonal``, ``masked``, ``full``, ``full_row`` or ``ranked``.
         temperature: Above 0.
         fields: Field weights in the order of the document columns; the names are for the reader and the model card,
             since the trainer passes columns on without names. Equal weights by default.
