@@ -179,6 +179,49 @@ def test_pictures_are_svg_with_every_name() -> None:
         assert ("minilm" in " ".join(map(str, texts))) == name.startswith("order-recall")
 
 
+def test_intervals_cover_the_difference_between_sides_of_several_seeds() -> None:
+    for seed in (0, 1):
+        cell("clip", 0.50 + 0.02 * seed, 0.90, seed=seed)
+    cell("sycl", 0.40, 0.95)
+    table = tables.differences(read())["clip", "recall@100"]["sycl"]
+    assert all(row.low - 1e-6 <= 0.05 <= row.high + 1e-6 for row in table.values())
+    row = tables.differences(read())["clip", "ndcg@10"]["sycl"]["novel_query"]
+    assert (row.gain, row.percent) == pytest.approx((-0.11, -100 * 0.11 / 0.51), abs=1e-4)
+    assert ("paper", "ndcg@10") not in tables.differences(read())
+    assert "`paper`" not in tables.section(read())
+    assert "| `sycl` | 1 and 2 | -21.6% [-0.110, -0.110] p < .001 |" in tables.section(read())
+
+
+def test_holm_goes_over_all_sides_and_splits_of_a_table() -> None:
+    difference = tables.Difference(0.1, 10.0, 0.0, 0.2, 0.01)
+    table = {side: dict.fromkeys(SPLITS, difference) for side in ("paper", "sycl")}
+    corrected = tables._corrected(table)
+    assert [row.p for of in corrected.values() for row in of.values()] == pytest.approx([0.08] * 8)
+
+
+def test_a_name_beyond_the_axes_is_listed_and_one_on_them_is_not() -> None:
+    dots = [plots.Dot(f"side-{i}", "other", 0.80 + 0.01 * i, 0.7 + 0.01 * (i % 5)) for i in range(12)]
+    dots += [plots.Dot("clip", "clip", 0.85, 0.6), plots.Dot("lost & far", "other", 0.1, 0.1)]
+    svg = plots.order_and_recall([("zero_shot", dots)], title="t")
+    assert svg is not None
+    tree = ET.fromstring(svg)  # noqa: S314 - our own
+    texts = [element.text or "" for element in tree.iter() if element.tag.endswith("text")]
+    assert [text for text in texts if "lost" in text] == ["below: lost & far\u00a0(0.10,\u00a00.10)"]
+    assert {dot.name for dot in dots[:-1]} <= set(texts)
+    circles = [element for element in tree.iter() if element.tag.endswith("circle")]
+    assert len(circles) == len(dots) - 1
+
+
+def test_names_do_not_cover_each_other_or_their_dots() -> None:
+    scale = plots.Scale(0.0, 1.0, 0.0, 400.0)
+    frame = plots.Frame(scale, plots.Scale(0.0, 1.0, 400.0, 0.0))
+    taken = [(200.0, 200.0, 210.0, 210.0)]
+    for _ in range(12):
+        taken.append(plots._free_box(frame, 205, 205, 60, taken))
+    pairs = [(one, two) for i, one in enumerate(taken) for two in taken[:i]]
+    assert max(plots._overlap(one, two) for one, two in pairs) == 0
+
+
 def test_labels_that_would_touch_are_spread() -> None:
     heights = plots.spread_labels([100.0, 101.0, 300.0, 99.0], gap=15)
     assert sorted(heights) == pytest.approx([85, 100, 115, 300])

@@ -6,6 +6,7 @@ Each function takes figures and returns the SVG's text; positions are pixels fro
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,12 +45,9 @@ text { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width:
 .leader { stroke: var(--soft); stroke-width: .75; opacity: .6; }
 .line { fill: none; stroke-width: 2.25; stroke-linejoin: round; }
 .dot { stroke: var(--card); stroke-width: 1.5; }
-.beyond { fill: var(--card); stroke-width: 1.75; }
-""" + "\n".join(
-    f".dot.{tone} {{ fill: var(--{tone}); }} .line.{tone}, .beyond.{tone} {{ stroke: var(--{tone}); }}"
-    for tone in TONES
-)
-CHARACTER, TALL = 6.4, 13.0  # width of a character and height of a line of labels, rounded up
+""" + "\n".join(f".dot.{tone} {{ fill: var(--{tone}); }} .line.{tone} {{ stroke: var(--{tone}); }}" for tone in TONES)
+CHARACTER, BOLD, TALL = 6.7, 7.9, 13.0  # width of a character and height of a line of labels, rounded up
+LISTED = 76  # characters of a line of small print under a panel
 GAP = 15.0  # least distance of labels under each other
 
 
@@ -136,11 +134,13 @@ def learning_curves(curves: Sequence[Curve], level: tuple[str, float] | None, *,
     frame.axes(x_ticks, [Tick(frame.y(v), f"{v:.6g}") for v in y_values], "documents encoded (log)", "mean dev NDCG@10")
     if level:
         at = frame.y(level[1])
-        frame.parts += [_line("level", frame.x.start, at, frame.x.end, at), _text(60, at - 5, level[0], "soft")]
+        frame.parts.append(_line("level", frame.x.start, at, frame.x.end, at))
     ends = [(frame.x(curve.points[-1][0]), frame.y(curve.points[-1][1])) for curve in curves]
     for curve in curves:
         path = " ".join(f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in curve.points)
         frame.parts.append(f'<polyline class="line {curve.tone}" points="{path}"/>')
+    if level:
+        frame.parts.append(_level_name(frame, curves, *level))
     for curve, (x, y), label in zip(curves, ends, spread_labels([y for _, y in ends]), strict=True):
         frame.parts.append(_line("leader", x, y, frame.x.end + 14, label))
         frame.parts.append(_dot(curve.tone, x, y))
@@ -150,10 +150,28 @@ def learning_curves(curves: Sequence[Curve], level: tuple[str, float] | None, *,
     return _svg(780, 345, title, frame.parts)
 
 
+def _level_name(frame: Frame, curves: Sequence[Curve], name: str, value: float) -> str:
+    """The name of a horizontal line, above or below it where no curve is near."""
+    at, wide = frame.y(value), CHARACTER * len(name)
+    best = (-1.0, frame.x.start, at)
+    for left in np.arange(frame.x.start + 6, frame.x.end - wide, 10):
+        across = np.linspace(left, left + wide, 7)
+        for base in (at - 5, at + 15):
+            gaps = [np.abs(_heights(frame, curve, across) - (base - 4)).min() for curve in curves]
+            best = max(best, (round(min(30.0, *gaps)), float(left), base), key=lambda found: found[0])
+    return _text(best[1], best[2], name, "soft")
+
+
+def _heights(frame: Frame, curve: Curve, across: np.ndarray) -> np.ndarray:
+    """Pixels of a curve at pixels across; infinite where it has no value."""
+    xs, ys = ([scale(p[i]) for p in curve.points] for i, scale in enumerate((frame.x, frame.y)))
+    return np.interp(across, xs, ys, left=np.inf, right=np.inf)
+
+
 def order_and_recall(panels: Sequence[tuple[str, Sequence[Dot]]], *, title: str) -> str | None:
     """Order against recall, a dot a side, a panel a split; a dashed line stands at CLIP's recall.
 
-    Dots far from the others stand hollow at the edge, with their values.
+    Dots far below the others are listed under their panel.
 
     Args:
         panels: Split -> dots whose x is recall@100 and y NDCG@10.
@@ -165,7 +183,7 @@ def order_and_recall(panels: Sequence[tuple[str, Sequence[Dot]]], *, title: str)
     panels = [(name, dots) for name, dots in panels if dots]
     if not panels:
         return None
-    width, height = 530.0, 420.0
+    width, height = 530.0, 470.0
     parts: list[str] = []
     for number, (name, dots) in enumerate(panels):
         left, top = width * (number % 2), 36 + height * (number // 2)
@@ -178,7 +196,7 @@ def _panel(name: str, dots: Sequence[Dot], left: float, top: float, width: float
     named = [dot for dot in dots if dot.tone != "other"] or list(dots)
     x_low, x_high = _window([dot.x for dot in dots], [dot.x for dot in named])
     y_low, y_high = _window([dot.y for dot in dots], [dot.y for dot in named])
-    frame = Frame(Scale(x_low, x_high, left + 54, left + width - 20), Scale(y_low, y_high, top + height - 50, top + 48))
+    frame = Frame(Scale(x_low, x_high, left + 54, left + width - 20), Scale(y_low, y_high, top + height - 82, top + 48))
     x_ticks = [Tick(frame.x(v), f"{v:.6g}") for v in round_numbers(x_low, x_high, 5) if frame.x.holds(v)]
     y_ticks = [Tick(frame.y(v), f"{v:.6g}") for v in round_numbers(y_low, y_high, 6) if frame.y.holds(v)]
     frame.axes(x_ticks, y_ticks, "recall@100", "NDCG@10")
@@ -186,8 +204,21 @@ def _panel(name: str, dots: Sequence[Dot], left: float, top: float, width: float
     clip = next((dot for dot in dots if dot.tone == "clip"), None)
     if clip is not None:
         frame.parts.append(_line("level", frame.x(clip.x), frame.y.start, frame.x(clip.x), frame.y.end))
-    _place(frame, sorted(dots, key=lambda dot: -TONES.index(dot.tone)))
+    inside = [dot for dot in dots if frame.x.holds(dot.x) and frame.y.holds(dot.y)]
+    _place(frame, sorted(inside, key=lambda dot: -TONES.index(dot.tone)))
+    for number, line in enumerate(_outside([dot for dot in dots if dot not in inside])):
+        frame.parts.append(_text(frame.x.start, frame.y.start + 54 + 14 * number, line, "soft"))
     return frame.parts
+
+
+def _outside(dots: Sequence[Dot]) -> list[str]:
+    """Names of sides beyond a panel's axes, with recall@100 and NDCG@10, in lines of a panel's width."""
+    if not dots:
+        return []
+    told = ", ".join(
+        f"{dot.name} ({dot.x:.2f}, {dot.y:.2f})".replace(" (", "\u00a0(").replace(", ", ",\u00a0") for dot in dots
+    )
+    return textwrap.wrap(f"below: {told}", LISTED, break_on_hyphens=False)
 
 
 def latency_and_order(dots: Sequence[Dot], *, title: str) -> str | None:
@@ -229,15 +260,17 @@ def _place(frame: Frame, dots: Sequence[Dot]) -> None:
     lines, marks, names = [], [], []
     for dot in reversed(dots):
         x, y = at[dot.name]
-        beyond = not (frame.x.holds(dot.x) and frame.y.holds(dot.y))
-        label = f"{dot.name} ({dot.x:.2f}, {dot.y:.2f})" if beyond else dot.name
-        box = _free_box(frame, x, y, CHARACTER * len(label), taken)
+        wide = (CHARACTER if dot.tone == "other" else BOLD) * len(dot.name)
+        box = _free_box(frame, x, y, wide, taken)
         taken.append(box)
         nearest = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
         if math.dist(nearest, (x, y)) > 9:
             lines.append(_line("leader", x, y, *nearest))
-        marks.append(_dot(dot.tone, x, y, beyond=beyond))
-        names.append(_text(box[0], box[3] - 3, label, _weight(dot.tone)))
+        marks.append(_dot(dot.tone, x, y))
+        left, anchor = (
+            (box[0], "start") if box[0] > x else (box[2], "end") if box[2] < x else (sum(box[::2]) / 2, "middle")
+        )
+        names.append(_text(left, box[3] - 3, dot.name, _weight(dot.tone), anchor))
     frame.parts += [*lines, *reversed(marks), *names]
 
 
@@ -322,7 +355,7 @@ def _above(values: Sequence[float]) -> float:
 def _window(values: Sequence[float], named: Sequence[float]) -> tuple[float, float]:
     """A range that holds the named values and all others that are not far below the middle half."""
     first, third = np.quantile(values, [0.25, 0.75])
-    low = min(min(named), max(min(values), float(first - 2.5 * (third - first))))
+    low = min(min(named), max(min(values), float(first - 1.5 * (third - first))))
     return _spread([low, max(values)], 0.06)
 
 
@@ -338,9 +371,8 @@ def _line(name: str, x1: float, y1: float, x2: float, y2: float) -> str:
     return f'<line class="{name}" x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
 
 
-def _dot(tone: str, x: float, y: float, *, beyond: bool = False) -> str:
-    radius = 3.5 if tone == "other" else 5
-    return f'<circle class="{"beyond" if beyond else "dot"} {tone}" cx="{x:.1f}" cy="{y:.1f}" r="{radius}"/>'
+def _dot(tone: str, x: float, y: float) -> str:
+    return f'<circle class="dot {tone}" cx="{x:.1f}" cy="{y:.1f}" r="{3.5 if tone == "other" else 5}"/>'
 
 
 def _text(x: float, y: float, text: str, name: str = "", anchor: str = "start") -> str:
