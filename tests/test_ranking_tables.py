@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from benchmarks.ranking import cell_file, plots, tables
 from benchmarks.ranking.cell_file import Place, write_cell, write_json
+from benchmarks.ranking.sides import SIDES
 
 from opengcl.data import SPLITS
 
@@ -51,6 +52,7 @@ def cell(
         "label": f"the side {side}",
         "settings": {"model": "static"},
         "steps": 100,
+        "queries_encoded": 777,
         "documents_encoded": max(curve or {0: 0}),
         "training_seconds": 60.0,
         "splits": dict.fromkeys(SPLITS, figures),
@@ -81,6 +83,7 @@ def test_means_and_spread_over_seeds() -> None:
     table = tables.quality(read())
     assert "| `clip` the side clip | 2 | 0.520 ± 0.028 / 0.910 ± 0.014 |" in table
     assert "| `paper` the side paper | 1 | 0.600 / 0.800 |" in table
+    assert table.endswith("| 60 | 777 | - |")
     assert table.index("`clip`") < table.index("**paper**") < table.index("`paper`")
     assert "0.260" in tables.other_metrics(read())  # ERR of clip: the mean of .25 and .27
 
@@ -120,6 +123,9 @@ def test_aims_met_and_missed() -> None:
     assert aims["NDCG@10 ahead of the best of the paper's form, novel_query"].met
     encoded = aims["documents encoded until CLIP's last dev NDCG@10 (0.500)"]
     assert (encoded.measured, encoded.met) == ("15.0%", True)
+    published = sum(side.family == "published" for side in SIDES.values())
+    rival = aims["NDCG@10 ahead of the best published loss, novel_query"]
+    assert rival.aim == f"more than 0.610 (`bixse`, best of the 1 run of {published})"
     table = tables.aims_table(read())
     assert "| +20.0% | -9.3 points | **missed** |" in table
     assert "two stages" not in table
@@ -163,6 +169,9 @@ def test_what_the_grid_chose() -> None:
     cell("paper", 0.55, 0.80)
     write_json(Place("fashion", "title", "paper").tuning, {"chosen": point, "tried": tried})
     assert "| `paper` | 0.03 | 0.1 | decay=10 | 2 | 0.800 |" in tables.chosen(read())
+    more = [*tried, {"learning_rate": 0.001, "temperature": 0.1, "ndcg@10": 0.1}]
+    write_json(Place("fashion", "title", "paper").tuning, {"chosen": point, "tried": more})
+    assert "| `paper` | 0.03* | 0.1 | decay=10 | 3 | 0.800 |" in tables.chosen(read())
     write_json(Place("fashion", "title", "paper").tuning, {"chosen": tried[1] | {}, "tried": tried})
     assert tables.own_constants("paper", {"learning_rate": 0.01}) == "decay=20"
 

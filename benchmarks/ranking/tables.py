@@ -295,7 +295,8 @@ def aims(results: Results) -> list[Aim]:
         for split in SPLITS:
             rival = results.best(family, split)
             if rival is not None:
-                found.append(_not_below(results, f"NDCG@10 ahead of {words}, {split}", rival, split, NDCG))
+                among = _among(results, family)
+                found.append(_not_below(results, f"NDCG@10 ahead of {words}, {split}", rival, split, NDCG, among))
     found += _encoded_aim(results)
     if TWO_STAGES in results.cells:
         found += [
@@ -318,10 +319,17 @@ def _gains(results: Results, side: str, base: str, aimed: tuple[float, float]) -
     return found
 
 
-def _not_below(results: Results, what: str, side: str, split: str, metric: str) -> Aim:
+def _among(results: Results, family: str) -> str:
+    """How much of a family has been run, while some of it has not."""
+    there = sum(family_of(side) == family for side in results.cells)
+    declared = sum(side.family == family for side in SIDES.values())
+    return f"best of the {there} run of {declared}" if there < declared else ""
+
+
+def _not_below(results: Results, what: str, side: str, split: str, metric: str, among: str = "") -> Aim:
     ours, other = (results.mean(name, split, metric) for name in (OURS, side))
     ahead = " ahead of " in what
-    asked = f"{'more than' if ahead else 'at least'} {other:.3f} (`{side}`)"
+    asked = f"{'more than' if ahead else 'at least'} {other:.3f} (`{side}`{', ' * bool(among)}{among})"
     return Aim(what, asked, f"{ours:.3f}", f"{ours - other:+.3f}", ours > other if ahead else ours >= other)
 
 
@@ -367,14 +375,19 @@ def section(results: Results) -> str:
         "**NDCG@10 / recall@100** on test queries, mean ± standard deviation over seeds.", quality(results)
     )
     parts += [f"![{_capital(title)}](images/{name})" for name, title, _ in pictures(results)]
-    parts += _titled("**Aims** of the recommended side, `" + OURS + "`.", aims_table(results))
+    counts = [f"`{side}` {len(results.seeds(side))}" for side in (OURS, CLIP, PAPER) if side in results.cells]
+    heading = f"**Aims** of the recommended side, `{OURS}`, on means over seeds; seeds: {', '.join(counts)}."
+    parts += _titled(heading, aims_table(results))
     told = "Percent of the base's mean, 95% interval of the difference, p after Holm over the table."
     found = differences(results)
     for (base, metric), name in zip(COMPARED, ("NDCG@10", "NDCG@10", "recall@100"), strict=True):
         heading = f"**{name} against `{base}`**, paired over queries. {told}"
         parts += _titled(heading, differences_table(results, base, found.get((base, metric), {})))
     parts += _titled("**ERR / RBP (p = 0.9)** on the same queries.", other_metrics(results))
-    parts += _titled("**What the grid chose** on dev queries, seed 0.", chosen(results))
+    parts += _titled(
+        "**What the grid chose** on dev queries, seed 0; * stands at the edge of the grid, where more might be gained.",
+        chosen(results),
+    )
     return "\n\n".join(parts)
 
 
@@ -411,12 +424,14 @@ def _provenance(told: Mapping[str, Any]) -> str:
 
 def quality(results: Results) -> str:
     """Side x split, grouped by family, and what training took."""
-    head = ["side", "seeds", *SPLITS, "training seconds", "documents encoded"]
+    head = ["side", "seeds", *SPLITS, "training seconds", "queries encoded", "documents encoded"]
     rows: list[list[str]] = []
     for family, sides in _by_family(results.cells).items():
         rows.append([f"**{family}**", *[""] * (len(head) - 1)])
         for side in sides:
-            costs = [results.median(side, name) for name in ("training_seconds", "documents_encoded")]
+            costs = [
+                results.median(side, name) for name in ("training_seconds", "queries_encoded", "documents_encoded")
+            ]
             figures = [pair(results, side, split, NDCG, RECALL) for split in SPLITS]
             seeds = str(len(results.seeds(side)))
             rows.append([named(results, side), seeds, *figures, *(f"{c:,.0f}" if c else MISSING for c in costs)])
@@ -459,10 +474,19 @@ def chosen(results: Results) -> str:
         point = told["chosen"]
         tried = told.get("tried") or told.get("grid") or []
         scores = [row[NDCG] for row in tried if NDCG in row and point.items() <= row.items()]
-        grid = [f"{point[name]:g}" if name in point else MISSING for name in TUNED]
+        grid = [_grid_text(name, point, tried) for name in TUNED]
         best = f"{max(scores):.3f}" if scores else MISSING
         rows.append([f"`{side}`", *grid, own_constants(side, point) or MISSING, str(len(tried)), best])
     return markdown(["side", *(name.replace("_", " ") for name in TUNED), "own constant", "tried", "dev NDCG@10"], rows)
+
+
+def _grid_text(name: str, point: Mapping[str, Any], tried: Iterable[Mapping[str, Any]]) -> str:
+    """A value of the grid; starred where it is the lowest or highest of three or more."""
+    if name not in point:
+        return MISSING
+    values = sorted({row[name] for row in tried})
+    edge = len(values) > 2 and point[name] in (values[0], values[-1])
+    return f"{point[name]:g}{'*' * edge}"
 
 
 def own_constants(side: str, point: Mapping[str, Any]) -> str:
@@ -518,8 +542,10 @@ def front_block(found: Sequence[Results]) -> str:
     ]
     counts = sorted({len(results.seeds(side)) for side in sides})
     seeds = f"{counts[0]} to {counts[-1]} seeds" if len(counts) > 1 else f"{counts[0]} seed{'s' * (counts[0] != 1)}"
+    among = _among(results, "published") if best else ""
+    run = f" {_capital(among)} published losses." if among else ""
     told = (
-        f"{_capital(results.title)}, {seeds}, test queries; every side with the same encoder, steps and grid. "
+        f"{_capital(results.title)}, {seeds}, test queries; every side with the same encoder, steps and grid.{run} "
         f"All {len(results.cells)} sides, intervals and other fields: [results](docs/results.md)."
     )
     return f"{markdown(head, rows)}\n\n{told}"
