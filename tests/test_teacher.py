@@ -21,6 +21,7 @@ from benchmarks.ranking.teacher import (
     find_phrases,
     judge,
     main,
+    ndcg_by_cosine,
     popularity,
     product_text,
     title_words,
@@ -255,6 +256,27 @@ def test_the_order_of_adding_up_changes_nothing() -> None:
         other = judge(queries[:, order], vectors[:, order], popular)
         for name in ("query", "document", "position", "score"):
             np.testing.assert_array_equal(getattr(plain, name), getattr(other, name))
+
+
+def test_what_texts_alone_reach() -> None:
+    generator = np.random.default_rng(0)
+    queries, vectors = unit(generator, 30, 6), unit(generator, 300, 6)
+    assert ndcg_by_cosine(queries, vectors, judge(queries, vectors, np.zeros(300))) == pytest.approx(1)
+    judged = judge(queries, vectors, generator.random(300).round(6))
+    reached = []
+    for query in range(30):
+        rows = judged.query == query
+        score = dict(zip(judged.document[rows].tolist(), judged.score[rows].tolist(), strict=True))
+        cosine = [round(float(queries[query].astype(float) @ row.astype(float)), 4) for row in vectors]
+        order = sorted(range(300), key=lambda row: (-cosine[row], row))[:10]
+        best = sorted(score.values(), reverse=True)[:10]
+        got, ideal = (
+            sum(gain / np.log2(rank + 2) for rank, gain in enumerate(gains))
+            for gains in ([score.get(row, 0) for row in order], best)
+        )
+        reached.append(got / ideal)
+    assert 0.3 < np.mean(reached) < 0.95
+    assert ndcg_by_cosine(queries, vectors, judged) == pytest.approx(np.mean(reached))
 
 
 def built(folder: Path, source: Path, out: str) -> Path:

@@ -13,8 +13,8 @@ The rule:
 
 - Documents have a picture, a title, an article type, a base colour and a gender, and are neither ``Free Items`` nor
   ``Home``. In fashion-small they also have a season, a year, a usage and both categories, and no comma in the title:
-  the published tables hold 43,966 products without one exception, while the Kaggle table has rows of either kind.
-  ``every=True`` leaves these two clauses out and makes another data set.
+  the published tables hold 43,966 products without one exception, while the Kaggle table is known to have rows of
+  either kind. ``every=True`` leaves these two clauses out and makes another data set.
 - Queries are the combinations of attributes in `PATTERNS` that at least `LEAST` documents have.
 - score(q, d) = sum_a `WEIGHTS`[a] [d has q's a] + 1.2 (0.6 p_d + 0.4 y_d). The attributes of q are those in its phrase,
   and the most common sub- and master category of its article type. p is log(1 + documents of d's brand), scaled to
