@@ -31,6 +31,7 @@ from benchmarks.ranking.two_stages import (
 from datasets import Dataset
 from sentence_transformers import CrossEncoder
 from sentence_transformers.cross_encoder import CrossEncoderTrainer
+from torch.nn import functional
 from transformers import AutoModel, BertConfig, BertForSequenceClassification, BertTokenizerFast
 
 from opengcl.data import SPLITS, RankedDataset
@@ -51,7 +52,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> RankedDataset:
 @pytest.fixture(scope="module")
 def first(dataset: RankedDataset) -> FirstStage:
     encoder = clip()
-    return FirstStage(BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema)), dataset)
+    return FirstStage(BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema)), dataset, "first")
 
 
 @pytest.fixture(scope="module")
@@ -210,7 +211,7 @@ def scores_of(
 def learnable(dataset: RankedDataset) -> list[TrainingList]:
     """Lists whose labels say whether the title has a shoe."""
     lists = []
-    for one in 4 * training_lists(dataset, None, seed=0, negatives=5):
+    for one in 3 * training_lists(dataset, None, seed=0, negatives=5):
         titles = [title or "" for title in dataset.documents.texts("title", one.documents)]
         lists.append(replace(one, labels=np.array([0.1 + 0.8 * ("shoe" in title) for title in titles])))
     return lists
@@ -266,15 +267,35 @@ def test_latency_is_measured_both_ways(first: FirstStage, tiny: Callable[[], Cro
 def test_the_cross_encoder_begins_as_the_first_layers_of_minilm() -> None:
     model, again, other = (new_cross_encoder(seed=seed) for seed in (0, 0, 1))
     whole = AutoModel.from_pretrained(MINILM).state_dict()
-    own = model.model.bert.state_dict()
+    own = model.model.state_dict()
     assert {name for name in own if name.startswith("encoder.")} == {
         name for name in whole if name.startswith(("encoder.layer.0.", "encoder.layer.1."))
     }
     for name, value in own.items():
         torch.testing.assert_close(value, whole[name])
     assert model.max_seq_length == two_stages.MAX_TOKENS
-    assert torch.equal(model.model.classifier.weight, again.model.classifier.weight)
-    assert not torch.equal(model.model.classifier.weight, other.model.classifier.weight)
+    heads = [
+        torch.cat([p.flatten() for part in (one[2], one[3]) for p in part.parameters()])
+        for one in (model, again, other)
+    ]
+    assert torch.equal(heads[0], heads[1])
+    assert not torch.equal(heads[0], heads[2])
+
+
+def test_the_cross_encoder_scores_the_mean_of_its_tokens_and_reopens(tmp_path: Path) -> None:
+    model = new_cross_encoder(seed=0).eval()
+    pairs = [("red shoes", "Acme Red Shoe"), ("blue cap", "Bolt Cap " * 40)]
+    expected = []
+    for query, title in pairs:
+        features = model.tokenizer(query, title, truncation=True, max_length=32, return_tensors="pt")
+        with torch.inference_mode():
+            mean = model.model(**features).last_hidden_state.mean(1)
+            expected.append(model[3].linear(functional.gelu(model[2].linear(mean))).item())
+    assert expected[0] != pytest.approx(expected[1], abs=1e-3)
+    model.save_pretrained(str(tmp_path / "model"), create_model_card=False)
+    for one in (model, CrossEncoder(str(tmp_path / "model"), device="cpu")):
+        found = one.predict(pairs, activation_fn=torch.nn.Identity(), show_progress_bar=False)
+        np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_cell_is_trained_once_and_written(
@@ -288,12 +309,14 @@ def test_a_cell_is_trained_once_and_written(
     best = max(tuning["grid"], key=lambda row: row["ndcg@10"])
     assert tuning["chosen"] == {"recipe": best["recipe"]}
     assert [row["recipe"] for row in tuning["grid"]] == ["one", "two"]
-    result = two_stages.two_stages(first, "first", "one", tmp_path / "run", seed=0)
+    result = two_stages.two_stages(first, "one", tmp_path / "run", seed=0)
     monkeypatch.setattr(two_stages, "train_cross_encoder", None)  # a second training would fail
-    again = two_stages.two_stages(first, "first", "one", tmp_path / "run", seed=0)
+    again = two_stages.two_stages(first, "one", tmp_path / "run", seed=0)
     assert result.per_query.equals(again.per_query)
-    trained = CrossEncoder(str(tmp_path / "run" / "model"), max_length=two_stages.MAX_TOKENS, device="cpu")
+    trained = CrossEncoder(str(tmp_path / "run" / "model"), device="cpu")
     assert result.per_query.equals(two_stage_table(first, trained, "test"))
+    with pytest.raises(ValueError, match="choose another folder"):
+        two_stages.two_stages(first, "two", tmp_path / "run", seed=0)
     result.write("toy")
     content = json.loads((tmp_path / "results/toy/title/cross-encoder/seed-0.json").read_text())
     assert content["steps"] == content["settings"]["training"]["steps"] > 0
