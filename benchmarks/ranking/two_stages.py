@@ -76,10 +76,12 @@ RECIPES = {
     "bce-mined": Recipe("bce", "mined"),
     "bce-mined-fast": Recipe("bce", "mined", learning_rate=5e-4),
     "bce-random": Recipe("bce", "random"),
+    "bce-random-fast": Recipe("bce", "random", learning_rate=5e-4),
     "lambda-mined": Recipe("lambda", "mined"),
+    "lambda-mined-fast": Recipe("lambda", "mined", learning_rate=5e-4),
 }
 """All that was tried."""
-CHOSEN = "bce-mined"
+CHOSEN = "bce-mined-fast"
 
 
 class FirstStage:
