@@ -102,35 +102,70 @@ def test_em_ends_where_the_likelihood_is_flat():
             assert likelihood(moved, found[1]) < best
 
 
-def test_beta_prior_recovers_what_rates_were_drawn_from():
+def rates_of(successes: list[int], trials: list[int]) -> np.ndarray:
+    """Expected rates of plain trials, every one looked at."""
+    return clicks.expected_rates(np.array(successes)[:, None], np.array(trials)[:, None], np.ones(1))[0]
+
+
+def test_the_distribution_of_the_rates_is_recovered():
+    """Two heaps, which no Beta distribution has, told from few trials that are mostly not looked at."""
     rng = np.random.default_rng(0)
-    theta = np.array([1, 0.5, 0.2])
-    shown = rng.integers(2, 9, (40_000, 3))
-    clicked = rng.binomial(shown, theta * rng.beta(2, 5, (40_000, 1))).sum(axis=1)
-    a, b = clicks.beta_prior(clicked, shown @ theta, shown @ theta**2)
-    assert (a, b) == (pytest.approx(2, rel=0.1), pytest.approx(5, rel=0.1))
+    looks = np.array([1, 0.5, 0.2])
+    true = np.where(rng.random(20_000) < 0.6, 0.05, 0.65)
+    trials = rng.integers(2, 9, (20_000, 3))
+    found, weights = clicks.expected_rates(rng.binomial(trials, looks * true[:, None]), trials, looks)
+    assert weights.sum() == pytest.approx(1)
+    assert weights[clicks.RATES < 0.2].sum() == pytest.approx(0.6, abs=0.02)
+    assert weights @ clicks.RATES == pytest.approx(true.mean(), abs=0.005)
+    assert ((found - true) ** 2).mean() < 0.02
 
 
-def test_equal_rates_are_shrunk_to_their_mean():
+def test_expected_rates_are_those_of_a_loop():
+    """Posterior means under the weights that were found, a pair and a position at a time."""
+    rng = np.random.default_rng(1)
+    looks = np.array([1, 0.3])
+    trials = rng.integers(0, 6, (40, 2))
+    successes = rng.binomial(trials, looks * rng.random((40, 1)))
+    found, weights = clicks.expected_rates(successes, trials, looks)
+    for pair in range(40):
+        above = below = 0.0
+        for rate, weight in zip(clicks.RATES.tolist(), weights.tolist(), strict=True):
+            for position in range(2):
+                hit = looks[position] * rate
+                weight *= hit ** successes[pair, position] * (1 - hit) ** (
+                    trials[pair, position] - successes[pair, position]
+                )
+            above, below = above + weight * rate, below + weight
+        assert found[pair] == pytest.approx(above / below)
+
+
+def test_equal_rates_are_pulled_to_their_mean():
     rng = np.random.default_rng(0)
-    trials = np.full(2000, 20.0)
-    successes = rng.binomial(20, 0.3, 2000).astype(float)
-    shrunk = clicks.shrink(successes, trials, clicks.beta_prior(successes, trials, trials))
-    assert shrunk.std() < 0.3 * (successes / 20).std()
-    assert shrunk.mean() == pytest.approx((successes / 20).mean())
+    successes = rng.binomial(20, 0.3, 2000)
+    found = rates_of(successes.tolist(), [20] * 2000)
+    assert found.std() < 0.3 * (successes / 20).std()
+    assert found.mean() == pytest.approx((successes / 20).mean(), abs=0.003)
 
 
-def test_shrinkage_limits():
-    prior = (2.0, 6.0)
-    few, some, many = clicks.shrink(np.array([0.0, 8.0, 9e8]), np.array([0.0, 8.0, 1e9]), prior)
-    assert few == 0.25  # the prior's mean
-    assert some == 10 / 16
-    assert many == pytest.approx(0.9, abs=1e-7)
+def test_nothing_known_is_the_mean_and_much_known_is_the_rate():
+    rng = np.random.default_rng(0)
+    trials = [0, 1, 100_000, *[30] * 500]
+    successes = [0, 1, 89_000, *rng.binomial(30, rng.beta(2, 3, 500)).tolist()]
+    nothing, one, many = rates_of(successes, trials)[:3]
+    assert nothing == pytest.approx(0.4, abs=0.03)
+    assert nothing < one < 0.6
+    assert many == pytest.approx(0.89, abs=0.01)  # the step of the grid is .02
 
 
-def test_one_trial_each_cannot_tell_a_prior():
-    with pytest.raises(ValueError, match="no pair of two trials"):
-        clicks.beta_prior(np.ones(5), np.ones(5), np.ones(5))
+def test_a_click_far_down_says_less_than_many():
+    """Six results at a position hardly looked at, one clicked: not a rate near 1, as clicks over examinations say."""
+    looks = np.array([1, 0.05])
+    rng = np.random.default_rng(0)
+    known = rng.binomial(40, rng.beta(2, 3, 500))
+    successes = np.concatenate([[[0, 1]], np.stack([known, np.zeros(500, int)], axis=1)])
+    trials = np.concatenate([[[0, 6]], np.tile([40, 0], (500, 1))])
+    found = clicks.expected_rates(successes, trials, looks)[0]
+    assert 0.4 < found[0] < 0.6 < 1 / (6 * 0.05)
 
 
 def test_candidates_are_seen_and_each_once(truth):
@@ -213,7 +248,7 @@ def test_debiased_orders_beat_the_click_rate(truth, log, pairs):
         assert found[metric]["worth - ctr"][1] > 0  # the lower end of the interval
         assert found[metric]["worth"][0] > found[metric]["ranker"][0]
     taus = found["kendall_tau_b"]
-    assert taus["pbm_shrunk"][0] > taus["pbm"][0]
+    assert taus["alpha"][0] > taus["pbm"][0]
 
 
 def test_without_position_bias_theta_is_flat(truth):
@@ -235,7 +270,7 @@ def test_scores_are_even_percentiles_of_worth(pairs):
 
 def test_purchases_raise_worth(log):
     plain = clicks.score_log(log, Scoring(purchase_weight=0)).estimates
-    np.testing.assert_array_equal(plain["worth"], plain["pbm_shrunk"])
+    np.testing.assert_array_equal(plain["worth"], plain["alpha"])
     assert (clicks.score_log(log, Scoring(purchase_weight=3)).estimates["worth"] > plain["worth"]).all()
 
 

@@ -35,10 +35,13 @@ from opengcl.metrics import ndcg
 
 Cells = Int[np.ndarray, " cells"]
 Values = Float[np.ndarray, " pairs"]
+Table = Float[np.ndarray, "pairs positions"]
 Events = tuple[np.ndarray, np.ndarray, np.ndarray]  # (sessions, depth): place of the document shown, clicked?, bought?
 
 _STEPS, _STILL = 200, 1e-5  # the EM stops after so many, or when no theta moves by more
 _SMALLEST = 1e-12  # keeps what is divided by above zero
+RATES = (np.arange(50) + 0.5) / 50
+"""What an attractiveness or a purchase rate can be."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,8 +84,9 @@ class Scoring:
 
     purchase_weight: float = 2.0
     """Worth of a purchase in clicks, beside the click that led to it."""
-    minimum_examinations: float = 1.0
-    """Support: a pair has a score from so many estimated examinations (impressions times theta) on."""
+    minimum_examinations: float = 0.2
+    """Support: a pair has a score from so many estimated examinations (impressions times theta) on. Little is enough,
+    as what is known of few is pulled to the mean."""
     fit_impressions: int = 50
     """Theta is fitted on pairs shown so often. With fewer, alpha follows a handful of clicks, and theta comes out too
     high where such pairs mostly are, in the lower positions (incidental parameters)."""
@@ -108,7 +112,7 @@ class Pairs(NamedTuple):
     supported: Bool[np.ndarray, " pairs"]  # examined often enough for a score
     estimates: dict[str, Values]  # how good the pair is, by method; only orders are compared
     score: Values  # percentile of the last estimate among all supported pairs, in [1, 100]
-    fitted: dict[str, list[float]]  # theta by position, and (a, b) of the Beta priors
+    fitted: dict[str, list[float]]  # theta by position, and the weights of `RATES`
 
 
 def simulate(dataset: RankedDataset, settings: Simulation, seed: int) -> Log:
@@ -190,40 +194,41 @@ def fit_position_model(pair: Cells, position: Cells, impressions: Cells, clicks:
     return theta, alpha
 
 
-def beta_prior(successes: Values, trials: Values, squares: Values) -> tuple[float, float]:
-    """(a, b) of the Beta prior of the pairs' rates alpha, by moments, every pair counting the same.
+def expected_rates(successes: Table, trials: Table, looks: Values) -> tuple[Values, Values]:
+    """Posterior mean of each pair's rate alpha, given the distribution of the rates of all pairs.
 
-    With c successes in trials of examination theta_i, m = sum theta_i (``trials``), s = sum theta_i^2 (``squares``; m
-    for plain trials) and r = c / m: E[r] = alpha, E[r^2 - r / m] = alpha^2 (1 - s / m^2). Only pairs of two trials'
-    worth count, s / m^2 <= 1/2. Rates that differ by no more than chance give a prior of 10^4 trials.
+    A pair's trials at position k succeed with probability looks_k alpha. Nothing is assumed of the distribution: it is
+    a weight on each of `RATES`, by maximum marginal likelihood (Kiefer & Wolfowitz 1956), with EM (Laird 1978). So a
+    pair with few trials stays near what most pairs are, and one with many goes where its own successes are.
 
-    Raises:
-        ValueError: If no pair has two trials' worth.
+    Args:
+        successes: Counts, at most the trials.
+        trials: Counts.
+        looks: Probabilities in [0, 1], by position.
+
+    Returns:
+        The means in (0, 1), and the weight of each of `RATES`, which sum to 1.
     """
-    used = (trials > 0) & (squares <= trials**2 / 2)
-    if not used.any():
-        raise ValueError("found no pair of two trials or more, so a prior cannot be fitted; needed: a longer log")
-    trials, share = trials[used], squares[used] / trials[used] ** 2
-    rate = successes[used] / trials
-    mean = float(np.clip(rate.mean(), 1e-6, 1 - 1e-6))
-    spread = float(((rate**2 - rate / trials) / (1 - share)).mean()) - mean**2
-    most = mean * (1 - mean)
-    strength = most / np.clip(spread, most / 10_001, most / 1.01) - 1
-    return mean * strength, (1 - mean) * strength
-
-
-def shrink(successes: Values, trials: Values, prior: tuple[float, float]) -> Values:
-    """(c + a) / (m + a + b): the prior's mean without trials, c / m with many."""
-    return (successes + prior[0]) / (trials + sum(prior))
+    succeeding = np.maximum(looks[:, None], _SMALLEST) * RATES
+    likelihood = successes @ np.log(succeeding) + (trials - successes) @ np.log1p(-succeeding)
+    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
+    weights = np.full(len(RATES), 1 / len(RATES))
+    for _ in range(_STEPS):
+        new = weights * (likelihood.T @ (1 / (likelihood @ weights))) / len(likelihood)
+        moved, weights = np.abs(new - weights).max(), new
+        if moved < _STILL:
+            break
+    return likelihood @ (weights * RATES) / (likelihood @ weights), weights
 
 
 def score_log(log: Log, settings: Scoring) -> Pairs:
     """Debiased scores of the pairs in a log.
 
     The estimates: ``ranker``, minus the mean position; ``ctr``, clicks an impression; ``pbm``, clicks an examination;
-    ``pbm_shrunk``, alpha, the same shrunk; ``worth`` = alpha (1 + purchase_weight rho) with rho the shrunk purchases a
-    click. The score is the percentile of worth among all supported pairs, from 1 to 100: even, as weight functions of
-    ranks expect, whatever the tail of worth; and not by query, so that little support gives scores in the middle.
+    ``alpha``, the expected attractiveness; ``worth`` = alpha (1 + purchase_weight rho) with rho the expected purchases
+    a click (`expected_rates`). The score is the percentile of worth among all supported pairs, from 1 to 100: even, as
+    weight functions of ranks expect, whatever the tail of worth; and not by query, so that little support gives scores
+    in the middle.
 
     Raises:
         ValueError: If no pair was shown often enough to fit the model.
@@ -236,24 +241,38 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
     index = np.unique(pair[often], return_inverse=True)[1]
     theta, _ = fit_position_model(index, *(counts[often] for counts in log[2:5]))
     theta = np.pad(theta, (0, log.position.max() - len(theta)), mode="edge")
-    looks = theta[log.position - 1]
-    looked, squares = np.bincount(pair, log.impressions * looks), np.bincount(pair, log.impressions * looks**2)
+    looked = np.bincount(pair, log.impressions * theta[log.position - 1])
     supported = looked >= settings.minimum_examinations
-    prior = beta_prior(clicks[supported], looked[supported], squares[supported])
-    bought = beta_prior(purchases[clicks > 0], clicks[clicks > 0], clicks[clicks > 0])
-    alpha = shrink(clicks, looked, prior)
-    worth = alpha * (1 + settings.purchase_weight * shrink(purchases, clicks, bought))
+    if not supported.any():
+        raise ValueError(f"no pair has {settings.minimum_examinations} examinations; needed: a longer log")
+    at = pair * len(theta) + log.position - 1
+    clicked, shown = (
+        np.bincount(at, counts, len(key) * len(theta)).reshape(-1, len(theta))
+        for counts in (log.clicks, log.impressions)
+    )
+    alpha, attractive = expected_rates(clicked, shown, theta)
+    rho, bought = expected_rates(purchases[:, None], clicks[:, None], np.ones(1))
+    worth = alpha * (1 + settings.purchase_weight * rho)
     estimates = {
         "ranker": -np.bincount(pair, log.impressions * log.position) / impressions,
         "ctr": clicks / impressions,
         "pbm": clicks / np.maximum(looked, _SMALLEST),
-        "pbm_shrunk": alpha,
+        "alpha": alpha,
         "worth": worth,
     }
     below = np.searchsorted(np.sort(worth[supported]), worth)
     score = 1 + 99 * np.minimum(below / max(supported.sum() - 1, 1), 1)
-    fitted = {"theta": theta.round(4).tolist(), "click_prior": list(prior), "purchase_prior": list(bought)}
-    return Pairs(key >> 32, key & 0xFFFFFFFF, clicks > 0, supported, estimates, score, fitted)
+    fitted = {"theta": theta, "attractiveness": attractive, "purchases": bought}
+    rounded = {name: values.round(4).tolist() for name, values in fitted.items()}
+    return Pairs(
+        key >> 32,
+        key & 0xFFFFFFFF,
+        clicks > 0,
+        supported,
+        estimates,
+        score,
+        rounded,
+    )
 
 
 def kendall_tau_b(first: Float[np.ndarray, " n"], second: Float[np.ndarray, " n"]) -> float:
