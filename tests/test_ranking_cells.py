@@ -15,7 +15,7 @@ from benchmarks.ranking import cell as cells
 from benchmarks.ranking import cell_file, data, gradients
 from benchmarks.ranking.cell import Cell, Fields
 from benchmarks.ranking.matrix import FIRST, PICTURES, SECOND_RULE
-from benchmarks.ranking.sides import GRID, SEEDS, SIDES
+from benchmarks.ranking.sides import GRID, LADDER, SEEDS, SIDES
 
 from opengcl import RankedDataset, make_shop
 from opengcl.batches import Relations, ShuffledBatches
@@ -67,7 +67,9 @@ def test_every_side_has_the_same_steps(small: Path, side: str) -> None:
 
 @pytest.mark.usefixtures("small")
 def test_a_cell_is_tuned_trained_and_written_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(GRID, "static", {"learning_rate": (1e-5, 1e-2), "temperature": (0.1,)})
+    values = {"learning_rate": (1e-5, 1e-2), "temperature": (0.1,)}
+    for part in (GRID, LADDER):
+        monkeypatch.setitem(part, "static", values)
     cell = Cell("fashion", "title", "paper", 1)
     cells.run(cell)
     tuning = json.loads(cell.place.tuning.read_text())
@@ -90,6 +92,30 @@ def test_a_cell_is_tuned_trained_and_written_once(monkeypatch: pytest.MonkeyPatc
     assert cell_file.read_cells("fashion", "title") == {"paper": {1: content}}
     monkeypatch.setattr(cells, "train", lambda *_, **__: pytest.fail("trained again"))
     cells.run(cell)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("at", [(1.0, 0.01), (3e-2, 0.1), (3e-2, 0.03), (1e-3, 0.3)])
+def test_the_search_ends_where_all_neighbours_are_worse(
+    monkeypatch: pytest.MonkeyPatch, at: tuple[float, float]
+) -> None:
+    """On a hill whose top is anywhere on the ladder, the grid's edges included."""
+
+    def hill(_: Cell, steps: int, point: dict[str, Any]) -> dict[str, float]:
+        far = [abs(np.log(point[name] / top)) for name, top in zip(("learning_rate", "temperature"), at, strict=True)]
+        return {"ndcg@10": 1 - 0.01 * sum(far), "recall@100": 1.0, "training_seconds": float(steps)}
+
+    monkeypatch.setattr(cells, "_dev_figures", hill)
+    cell = Cell("fashion", "title", "clip", 2)
+    assert cells.tune(cell) == {"learning_rate": at[0], "temperature": at[1]}
+    rows = [(row["learning_rate"], row["temperature"]) for row in json.loads(cell.place.tuning.read_text())["tried"]]
+    neighbours = [tuple(point.values()) for point in cells._neighbours(cells.tune(cell), LADDER["static"])]
+    assert set(neighbours) < set(rows)
+    assert len(neighbours) == 2 + (at[0] not in (1e-3, 1.0)) + (at[1] != 0.01)
+    assert len(rows) == len(set(rows))
+    for name, values in LADDER["static"].items():
+        assert list(values) == sorted(values)
+        assert set(GRID["static"][name]) <= set(values)
 
 
 @pytest.mark.usefixtures("small")

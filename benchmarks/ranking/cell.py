@@ -19,7 +19,7 @@ from opengcl.training import make_batches
 
 from .cell_file import METRICS, Place, write_cell, write_json
 from .data import dataset_folder
-from .sides import GRID, SIDES, TUNING_SHARE
+from .sides import GRID, LADDER, SIDES, TUNING_SHARE
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNS = ROOT / "runs" / "ranking"
@@ -91,18 +91,21 @@ class Cell:
 def tune(cell: Cell) -> dict[str, Any]:
     """The best settings by mean dev NDCG@10 of the four splits, searched once a side and kept.
 
-    Every point of the grid, then the other values of the side's own constant at the best point; each is one run of
-    `TUNING_SHARE` of the steps from seed 0.
+    Every point of the grid, then the best point's neighbours on the ladder until it is better than all of them, then
+    the other values of the side's own constant there; each is one run of `TUNING_SHARE` of the steps from seed 0.
     """
     cell = Cell(cell.data, cell.fields, cell.side, 0)
     file = cell.place.tuning
     if file.is_file():
         return dict(json.loads(file.read_text(encoding="utf-8"))["chosen"])
     steps = round(TUNING_SHARE * FIELDS[cell.fields].steps)
-    grid = GRID[FIELDS[cell.fields].model]
+    grid, ladder = (values[FIELDS[cell.fields].model] for values in (GRID, LADDER))
     points: list[dict[str, Any]] = [dict(zip(grid, v, strict=True)) for v in itertools.product(*grid.values())]
-    tried = [(point, _dev_figures(cell, steps, point)) for point in points]
-    best = max(tried, key=_ndcg)[0]
+    tried: list[tuple[dict[str, Any], dict[str, float]]] = []
+    while points:
+        tried += [(point, _dev_figures(cell, steps, point)) for point in points]
+        best = max(tried, key=_ndcg)[0]
+        points = [point for point in _neighbours(best, ladder) if point not in [one for one, _ in tried]]
     for other in SIDES[cell.side].others:
         point = {**best, **other}
         tried.append((point, _dev_figures(cell, steps, point)))
@@ -110,6 +113,12 @@ def tune(cell: Cell) -> dict[str, Any]:
     rows = [{**point, **figures} for point, figures in tried]
     write_json(file, {"chosen": chosen, "criterion": "mean dev ndcg@10", "steps": steps, "tried": rows})
     return chosen
+
+
+def _neighbours(point: dict[str, Any], ladder: dict[str, tuple[float, ...]]) -> list[dict[str, Any]]:
+    """The points one step up or down the ladder in one value."""
+    steps = [(name, values.index(point[name]) + step) for name, values in ladder.items() for step in (-1, 1)]
+    return [{**point, name: ladder[name][place]} for name, place in steps if 0 <= place < len(ladder[name])]
 
 
 def _ndcg(tried: tuple[dict[str, Any], dict[str, float]]) -> float:

@@ -1,6 +1,6 @@
 """What is compared: every side is one set of training settings on the same model, data and budget.
 
-A side's learning rate and temperature come from one grid (`GRID`) on dev queries, the same for all.
+A side's learning rate and temperature come from one grid (`GRID`, on `LADDER`) on dev queries, the same for all.
 """
 
 from __future__ import annotations
@@ -98,11 +98,17 @@ SIDES: dict[str, Side] = {
     "sycl": _rival("SyCL, list-wise Wasserstein, 64 x 16", "SyCLWasserstein", "label_temperature=0.1", batches=GROUPED),
 }
 
-# One grid for all sides, by encoder: a transformer wants a tenth of what a bag of subwords does.
+# One grid for all sides, by encoder: a transformer wants a tenth of what a bag of subwords does. Neighbours of the best
+# point on the ladder are tried until it is better than all of them: no side's best stands at an edge of the grid.
 TEMPERATURES = (0.03, 0.1)
 GRID = {
     "static": {"learning_rate": (1e-2, 3e-2, 1e-1), "temperature": TEMPERATURES},
     "tiny": {"learning_rate": (1e-3, 2e-3, 4e-3), "temperature": TEMPERATURES},
+}
+_TEMPERATURES = (0.01, *TEMPERATURES, 0.3, 1.0)  # all that `opengcl train` allows
+LADDER = {
+    "static": {"learning_rate": (1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0), "temperature": _TEMPERATURES},
+    "tiny": {"learning_rate": (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), "temperature": _TEMPERATURES},
 }
 TUNING_SHARE = 0.25  # of a cell's steps; dev queries only, seed 0
 SEEDS = (0, 1, 2)

@@ -385,7 +385,7 @@ def section(results: Results) -> str:
         parts += _titled(heading, differences_table(results, base, found.get((base, metric), {})))
     parts += _titled("**ERR / RBP (p = 0.9)** on the same queries.", other_metrics(results))
     parts += _titled(
-        "**What the grid chose** on dev queries, seed 0; * stands at the edge of the grid, where more might be gained.",
+        "**What the grid chose** on dev queries, seed 0; * stands at the edge of what was tried.",
         chosen(results),
     )
     return "\n\n".join(parts)
