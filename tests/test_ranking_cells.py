@@ -14,7 +14,7 @@ import torch
 from benchmarks.ranking import cell as cells
 from benchmarks.ranking import cell_file, data, gradients
 from benchmarks.ranking.cell import Cell, Fields
-from benchmarks.ranking.matrix import FIRST, PICTURES, SECOND_RULE
+from benchmarks.ranking.matrix import FIRST, PICTURES, SECOND_RULE, TWO_FIELDS
 from benchmarks.ranking.sides import GRID, LADDER, SEEDS, SIDES
 
 from opengcl import RankedDataset, make_shop
@@ -51,7 +51,7 @@ def test_every_side_can_be_made() -> None:
             assert read_target(settings["target"]), name
             assert weight_function(settings["weights"]), name
             assert settings.get("docs_per_query") or "queries_per_doc" in settings, f"{name}: batches left to a default"
-    assert {*FIRST, *SECOND_RULE, *PICTURES} <= set(SIDES)
+    assert {*FIRST, *SECOND_RULE, *PICTURES, *TWO_FIELDS} <= set(SIDES)
     assert len(SEEDS) >= 3
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 
 import torch
@@ -27,14 +28,15 @@ FIRST = (
     "x-clr-documents",
 )
 SECOND_RULE = ("clip", "paper", "ours", "ours-shuffled", "full-row", "bixse", "x-clr", "m3-kd")
-PICTURES = ("clip", "paper", "ours", "x-clr")
+PICTURES = ("clip", "ours", "paper", "x-clr")
+TWO_FIELDS = ("paper-pairwise", "paper-both")
 
 
 def cells() -> list[Cell]:
     """All cells, a seed of every side before the next seed, so that a matrix cut short is even."""
-    order = [*FIRST, *(side for side in SIDES if side not in FIRST)]
-    blocks = [("fashion", "title", order), ("teacher", "title", SECOND_RULE)]
-    blocks += [("fashion", fields, PICTURES) for fields in ("image", "image+title")]
+    order = [*FIRST, *(side for side in SIDES if side not in (*FIRST, *TWO_FIELDS))]
+    blocks: list[tuple[str, str, Sequence[str]]] = [("fashion", "title", order), ("teacher", "title", SECOND_RULE)]
+    blocks += [("fashion", "image", PICTURES), ("fashion", "image+title", (*PICTURES, *TWO_FIELDS))]
     return [Cell(data, fields, side, seed) for data, fields, sides in blocks for seed in SEEDS for side in sides]
 
 

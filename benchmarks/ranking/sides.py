@@ -15,6 +15,8 @@ GROUPED = {"docs_per_query": 16}  # 64 queries a batch
 PAIRS = {"queries_per_doc": 0}  # drawn one by one
 PLAIN = {**PAIRS, "batch_size": 1024}
 STEEPER = ({"weights": "exponential:decay=10"},)
+PAIRWISE: dict[str, Any] = {"family": "paper", "combine": "pairwise"}
+BOTH: dict[str, Any] = {"family": "paper", "combine": "both"}
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
 EVENLY = {"batch_size": 960, "queries_per_doc": 1}
 DOCUMENTS = {"batch_size": 3840, "queries_per_doc": 4}
@@ -63,6 +65,8 @@ SIDES: dict[str, Side] = {
     "paper-evenly": _gcl(
         "diagonal, exponential, documents drawn evenly", "exponential", "diagonal", family="paper", **EVENLY
     ),
+    "paper-pairwise": _gcl("diagonal, exponential, field by field", "exponential", "diagonal", **PAIRWISE),
+    "paper-both": _gcl("diagonal, exponential, fused and field by field", "exponential", "diagonal", **BOTH),
     "masked": _gcl("masked, exponential", "exponential", "masked"),
     "full": _gcl("full, exponential", "exponential", "full"),
     "full-row": _gcl("full_row, exponential", "exponential", "full_row"),

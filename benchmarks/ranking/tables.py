@@ -26,6 +26,7 @@ from . import cell_file, plots
 from .cell import FIELDS, ROOT
 from .cell_file import PAIRED, Place, read_cells
 from .data import DATA
+from .matrix import cells as matrix_cells
 from .sides import SIDES
 
 PAGE, FRONT = ROOT / "docs" / "results.md", ROOT / "README.md"
@@ -322,7 +323,8 @@ def _gains(results: Results, side: str, base: str, aimed: tuple[float, float]) -
 def _among(results: Results, family: str) -> str:
     """How much of a family has been run, while some of it has not."""
     there = sum(family_of(side) == family for side in results.cells)
-    declared = sum(side.family == family for side in SIDES.values())
+    here = {cell.side for cell in matrix_cells() if (cell.data, cell.fields) == (results.data, results.fields)}
+    declared = sum(family_of(side) == family for side in here)
     return f"best of the {there} run of {declared}" if there < declared else ""
 
 
