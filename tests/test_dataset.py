@@ -514,7 +514,7 @@ GOOD = "name: s\nqueries: {query: text}\ndocuments: {title: text, image: image}\
         ("name: [", "not readable as YAML"),
         ("- a", "the file: found ['a']; allowed: a mapping"),
         ("", "the file: found None; allowed: a mapping"),
-        (GOOD + "scores: 1\n", "unknown key 'scores'; allowed: name, queries, documents, score, splits"),
+        (GOOD + "scores: 1\n", "unknown key 'scores'; allowed: name, queries, documents, score, splits, provenance"),
         (GOOD.replace("name: s\n", ""), "the key 'name' is missing"),
         (GOOD.replace("name: s", "name: 3"), "name: found 3; allowed: a text"),
         (GOOD.replace("title: text", "title: words"), "documents.title: found 'words'; allowed: text, image"),
@@ -529,6 +529,7 @@ GOOD = "name: s\nqueries: {query: text}\ndocuments: {title: text, image: image}\
         (GOOD.replace("max: 100", "max: 1"), "score: found min 1 and max 1; allowed: min < max"),
         (GOOD.replace("max: 100", "max: 100, mean: 3"), "score: unknown key 'mean'; allowed: min, max"),
         (GOOD + "splits: {dev: 2}\n", "splits.dev: found 2; allowed: a number from 0 to 1"),
+        (GOOD + "provenance: hub\n", "provenance: found 'hub'; allowed: a mapping"),
         (GOOD + "splits: {seed: 0.5}\n", "splits.seed: found 0.5; allowed: an integer"),
         (
             GOOD + "splits: {test: 0.5}\n",
@@ -555,6 +556,12 @@ def test_schema_round_trip() -> None:
     assert Schema.parse(schema.to_yaml()) == schema
     assert Schema.parse(SCHEMA.to_yaml()) == SCHEMA
     assert list(Schema.parse(schema.to_yaml()).documents) == ["t", "i"]
+
+
+def test_provenance_is_kept() -> None:
+    told = {"source": "csv", "options": {"gains": {"E": 1.0}}, "counts": {"queries": 3}, "files": [{"name": "a.csv"}]}
+    schema = Schema("a", {"q": "text"}, {"t": "text"}, 0, 1, provenance=told)
+    assert Schema.parse(schema.to_yaml()).provenance == told
 
 
 # Pictures

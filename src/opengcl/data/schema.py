@@ -19,6 +19,7 @@ SCHEMA_FILE = "dataset.yaml"
 QUERY_ID = "query_id"
 DOCUMENT_ID = "doc_id"
 SPLIT = "split"
+_OPTIONAL = ("splits", "provenance")
 _LARGEST_FILE = 1 << 20
 
 
@@ -64,6 +65,7 @@ class Schema:
         score_min: Smallest score allowed in qrels.parquet.
         score_max: Largest score allowed.
         splits: How splits are made.
+        provenance: Where the data come from: source, versions, options, counts, hashes. Told, never read by training.
     """
 
     name: str
@@ -72,6 +74,7 @@ class Schema:
     score_min: float
     score_max: float
     splits: SplitOptions = field(default_factory=SplitOptions)
+    provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Checks every part.
@@ -101,7 +104,7 @@ class Schema:
             found = yaml.safe_load(text)
         except (yaml.YAMLError, ValueError, RecursionError) as error:
             raise DataSetError(f"not readable as YAML: {error}") from error
-        top = _mapping("the file", found, required=("name", "queries", "documents", "score"), optional=("splits",))
+        top = _mapping("the file", found, required=("name", "queries", "documents", "score"), optional=_OPTIONAL)
         score = _mapping("score", top["score"], required=("min", "max"))
         splits = _mapping("splits", top.get("splits", {}), optional=tuple(asdict(SplitOptions())))
         return cls(
@@ -111,6 +114,7 @@ class Schema:
             score_min=cast(float, score["min"]),
             score_max=cast(float, score["max"]),
             splits=SplitOptions(**cast(dict[str, Any], splits)),
+            provenance=dict(_mapping("provenance", top.get("provenance", {}), any_key=True)),
         )
 
     @classmethod
@@ -144,6 +148,8 @@ class Schema:
         }
         if self.splits != SplitOptions():
             content["splits"] = asdict(self.splits)
+        if self.provenance:
+            content["provenance"] = self.provenance
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
 
 
@@ -152,13 +158,13 @@ def _is_number(value: object) -> bool:
 
 
 def _mapping(
-    where: str, found: object, *, required: Iterable[str] = (), optional: Iterable[str] = ()
+    where: str, found: object, *, required: Iterable[str] = (), optional: Iterable[str] = (), any_key: bool = False
 ) -> Mapping[str, object]:
-    """A YAML mapping with exactly these keys, or an error that lists the valid ones."""
+    """A YAML mapping with exactly these keys, or an error that lists the valid ones; ``any_key`` allows all."""
     if not isinstance(found, dict):
         raise DataSetError(f"{where}: found {shown(found)}; allowed: a mapping")
     valid = [*required, *optional]
-    if unknown := [key for key in found if key not in valid]:
+    if unknown := [] if any_key else [key for key in found if key not in valid]:
         raise DataSetError(f"{where}: unknown key {shown(unknown[0])}; allowed: {', '.join(valid)}")
     if missing := [key for key in required if key not in found]:
         raise DataSetError(f"{where}: the key '{missing[0]}' is missing; required: {', '.join(required)}")

@@ -1,4 +1,4 @@
-"""The command line: subcommands that read their options, call the library, and print."""
+"""The subcommands about models: they read their options, call the library, and print."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
+from opengcl.cli import data
+
 if TYPE_CHECKING:
     from opengcl.data import RankedDataset
 
@@ -22,6 +24,8 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+
+app.add_typer(data.app, name="data")
 
 Data = Annotated[Path, typer.Option(help="Folder of the ranked data set: dataset.yaml and three Parquet tables.")]
 Fields = Annotated[
@@ -352,7 +356,3 @@ def _print_splits(splits: dict[str, dict[str, float]]) -> None:
     for split, row in splits.items():
         cells = (f"{row[name]:>14.0f}" if name == "queries" else f"{row[name]:>14.4f}" for name in names)
         typer.echo("".join([f"{split:<16}", *cells]))
-
-
-if __name__ == "__main__":
-    main()

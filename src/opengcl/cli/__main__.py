@@ -1,0 +1,5 @@
+"""``python -m opengcl.cli``."""
+
+from opengcl.cli.main import main
+
+main()
