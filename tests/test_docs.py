@@ -26,7 +26,16 @@ from opengcl.weights import WEIGHTS, weight_function
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+GROUPS = {"data"}
+COMMANDS: dict[str, Any] = {
+    f"{group} {name}".strip(): command
+    for group, commands in {
+        "": typer.main.get_command(app).commands,  # type: ignore[attr-defined]
+        **{name: typer.main.get_command(app).commands[name].commands for name in GROUPS},  # type: ignore[attr-defined]
+    }.items()
+    for name, command in commands.items()
+    if name not in GROUPS
+}
 # Options of other programs that the pages mention.
 FOREIGN = {"--nproc-per-node", "--no-python"}
 
@@ -64,11 +73,17 @@ def option_names(command: Any) -> set[str]:
     return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
 
 
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """A command's name, of two words in a group, and its arguments."""
+    length = 2 if words[0] in GROUPS else 1
+    return " ".join(words[:length]), words[length:]
+
+
 @pytest.mark.parametrize("words", [words for _, words in OURS], ids=[where for where, _ in OURS])
 def test_commands_in_bash_blocks_parse(words: list[str]) -> None:
-    name, *arguments = words
+    name, arguments = split_command(words)
     assert name in COMMANDS, f"opengcl {name}: the commands are {', '.join(COMMANDS)}"
-    context = COMMANDS[name].make_context(name, list(arguments))  # raises on unknown options and missing arguments
+    context = COMMANDS[name].make_context(name, arguments)  # raises on unknown options and missing arguments
     settings = {part.partition("=")[0] for part in context.params.get("setting") or ()}
     assert settings <= {field.name for field in dataclasses.fields(TrainConfig)}
     if context.params.get("weights"):
@@ -76,7 +91,7 @@ def test_commands_in_bash_blocks_parse(words: list[str]) -> None:
 
 
 def test_every_command_is_shown() -> None:
-    assert {words[0] for _, words in OURS} == set(COMMANDS)
+    assert {split_command(words)[0] for _, words in OURS} == set(COMMANDS)
 
 
 def test_make_targets_exist() -> None:
@@ -95,8 +110,8 @@ def test_options_in_prose_exist(page: Path) -> None:
 
 @every_page
 def test_commands_in_prose_exist(page: Path) -> None:
-    named = re.findall(r"`opengcl ([a-z]+)", prose(page))
-    assert set(named) <= set(COMMANDS)
+    named = re.findall(r"`opengcl ((?:data )?[a-z-]+)", prose(page))
+    assert set(named) <= {*COMMANDS, *GROUPS}
 
 
 @every_page

@@ -5,6 +5,10 @@ from __future__ import annotations
 import typer
 
 app = typer.Typer(
-    help="Make, check and look at ranked data sets.",
     no_args_is_help=True,
 )
+
+
+@app.callback()
+def data() -> None:
+    """Make, check and look at ranked data sets."""
