@@ -13,6 +13,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,17 @@ def message(folder: Path, **options: Any) -> str:
     with pytest.raises(DataSetError) as caught:
         RankedDataset.open(folder, **options)
     return str(caught.value)
+
+
+def test_the_part_column_decides_and_null_leaves_it_to_the_formula(make, tmp_path: Path) -> None:
+    told = make(queries=queries(part=["dev", "test", None]), schema=replace(SCHEMA, splits=SplitOptions(dev=1.0)))
+    opened = RankedDataset.open(told, cache_dir=tmp_path / "cache", progress=False)
+    assert opened.splits.query_dev.tolist() == [True, False, True]
+    (told / "dataset.yaml").write_text(replace(SCHEMA, splits=SplitOptions(dev=0.0)).to_yaml())
+    opened = RankedDataset.open(told, cache_dir=tmp_path / "cache", progress=False)
+    assert opened.splits.query_dev.tolist() == [True, False, False]
+    with pytest.raises(DataSetError, match="the column 'part' cannot be a model field"):
+        replace(SCHEMA, queries={"part": "text"})
 
 
 # Reading
@@ -325,6 +337,10 @@ ROW_PROBLEMS: dict[str, tuple[Tables, list[str]]] = {
     "split value": (
         {"queries": queries(split=["seen", "train", "novel"]), "documents": documents(split=["seen"] * 4)},
         ["queries.parquet, column 'split': unknown split", "row 1 (id 'q1') holds 'train'", "seen or novel"],
+    ),
+    "part value": (
+        {"queries": queries(part=["dev", "train", None])},
+        ["queries.parquet, column 'part': unknown part", "row 1 (id 'q1') holds 'train'", "dev or test, or null"],
     ),
     "split null": (
         {"queries": queries(split=["seen"] * 3), "documents": documents(split=["seen", None, "novel", "seen"])},

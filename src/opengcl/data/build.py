@@ -17,7 +17,7 @@ from opengcl.data import images, tables
 from opengcl.data.problems import DataSetError, ProblemLog, place, shown
 from opengcl.data.qrels import Qrels
 from opengcl.data.records import KEYS, ORDER, TABLE, Records, id_keys, present_file
-from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT, FieldType, Schema
+from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType, Schema
 from opengcl.data.splits import choose
 
 SEEN, DEV = "seen.npy", "dev.npy"
@@ -25,6 +25,7 @@ _LARGEST_TABLE = 2**31 - 1
 _THREADS = min(8, os.cpu_count() or 1)
 _PICTURES_A_TASK = 32
 _SPLIT_VALUES = ("seen", "novel")
+_PART_VALUES = ("dev", "test")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,8 @@ class Builder:
                 has_split.append(SPLIT in table.columns)
                 if has_split[-1]:
                     table.require_text(SPLIT)
+                if side is queries and PART in table.columns:
+                    table.require_text(PART)
                 if table.rows > _LARGEST_TABLE:
                     raise DataSetError(f"{side.file}: found {table.rows:,} rows; allowed: up to {_LARGEST_TABLE:,}")
         if has_split[0] != has_split[1]:
@@ -231,11 +234,14 @@ class _RowWriter:
             where = {"file": self.side.file, "column": name, "first_row": first}
             if self.side.fields.get(name) == "image":
                 columns.append(tables.pictures(array, **where))
-            elif name in (self.side.id_column, SPLIT) or name in self.side.fields:
+            elif name in (self.side.id_column, SPLIT) or name in self.side.fields or self._is_part(name):
                 columns.append(tables.text(array, **where))
             else:
                 columns.append(tables.plain(array))
         return pa.RecordBatch.from_arrays(columns, names=raw.schema.names)
+
+    def _is_part(self, name: str) -> bool:
+        return name == PART and self.side.name == "queries"
 
     def _check(self, batch: pa.RecordBatch, first: int, pool: ThreadPoolExecutor) -> Bool[np.ndarray, "rows"]:
         """Checks one batch, notes its presence and splits, and returns which of its rows are kept."""
@@ -250,10 +256,11 @@ class _RowWriter:
                     self._check_pictures(name, batch.column(name), there, candidates, ids, first, pool)
         self._check_any_present(present, keep, ids, first)
         seen = self._check_split(batch, keep, ids, first)
+        dev = self._check_part(batch, keep, ids, first)
         self.skipped.update(ids[row] for row in np.flatnonzero(candidates & ~keep).tolist())
         for name, there in present.items():
             self.present[name].append(there[keep])
-        self._note_splits(seen, keep, ids)
+        self._note_splits(seen, dev, keep, ids)
         return keep
 
     def _check_pictures(
@@ -299,8 +306,26 @@ class _RowWriter:
         keep[wrong] = False
         return np.asarray(pc.fill_null(pc.equal(values, _SPLIT_VALUES[0]), False))
 
+    def _check_part(
+        self, batch: pa.RecordBatch, keep: Bool[np.ndarray, "rows"], ids: list[str], first: int
+    ) -> tuple[Bool[np.ndarray, "rows"], Bool[np.ndarray, "rows"]] | None:
+        """Which queries say that they are dev, and which say nothing, where there is a ``part`` column."""
+        if not any(map(self._is_part, batch.schema.names)):
+            return None
+        values = batch.column(PART)
+        wrong = np.asarray(pc.is_valid(values)) & ~np.asarray(pc.is_in(values, pa.array(_PART_VALUES, values.type)))
+        rows = np.flatnonzero(keep & wrong)
+        examples = (f"{place(first + row, ids[row])} holds {shown(values[row].as_py())}" for row in rows.tolist())
+        self._report(PART, "unknown part", " or ".join(_PART_VALUES) + ", or null", len(rows), examples)
+        keep[rows] = False
+        return np.asarray(pc.fill_null(pc.equal(values, _PART_VALUES[0]), False)), np.asarray(pc.is_null(values))
+
     def _note_splits(
-        self, seen: Bool[np.ndarray, "rows"] | None, keep: Bool[np.ndarray, "rows"], ids: list[str]
+        self,
+        seen: Bool[np.ndarray, "rows"] | None,
+        part: tuple[Bool[np.ndarray, "rows"], Bool[np.ndarray, "rows"]] | None,
+        keep: Bool[np.ndarray, "rows"],
+        ids: list[str],
     ) -> None:
         options = self.builder.schema.splits
         kept = [ids[row] for row in np.flatnonzero(keep).tolist()]
@@ -308,7 +333,11 @@ class _RowWriter:
         share = options.seen_queries if is_query else options.seen_documents
         side = "query" if is_query else "document"
         self.seen.append(choose(kept, seed=options.seed, side=side, share=share) if seen is None else seen[keep])
-        self.dev.append(choose(kept if is_query else [], seed=options.seed, side="dev", share=options.dev))
+        dev = choose(kept if is_query else [], seed=options.seed, side="dev", share=options.dev)
+        if part is not None:
+            told, silent = part
+            dev = np.where(silent[keep], dev, told[keep])
+        self.dev.append(dev)
 
     def _report(self, column: str, kind: str, allowed: str, count: int, examples: Any) -> None:
         self.builder.log.add(self.side.file, column, kind, allowed, count, examples)

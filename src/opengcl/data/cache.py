@@ -14,7 +14,7 @@ from pathlib import Path
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import SCHEMA_FILE
 
-LAYOUT = 1
+LAYOUT = 2
 """Version of the cache's files; another version, another folder."""
 
 TABLES = ("queries.parquet", "documents.parquet", "qrels.parquet")

@@ -19,6 +19,7 @@ SCHEMA_FILE = "dataset.yaml"
 QUERY_ID = "query_id"
 DOCUMENT_ID = "doc_id"
 SPLIT = "split"
+PART = "part"
 _OPTIONAL = ("splits", "provenance")
 _LARGEST_FILE = 1 << 20
 
@@ -84,8 +85,8 @@ class Schema:
         """
         if not isinstance(self.name, str) or not self.name.strip():
             raise DataSetError(f"name: found {shown(self.name)}; allowed: a text that is not empty")
-        _check_fields("queries", self.queries, QUERY_ID)
-        _check_fields("documents", self.documents, DOCUMENT_ID)
+        _check_fields("queries", self.queries, (QUERY_ID, SPLIT, PART))
+        _check_fields("documents", self.documents, (DOCUMENT_ID, SPLIT))
         for bound in ("min", "max"):
             value = getattr(self, f"score_{bound}")
             if not _is_number(value) or not math.isfinite(value):
@@ -171,14 +172,14 @@ def _mapping(
     return found
 
 
-def _check_fields(side: str, fields: object, id_column: str) -> None:
+def _check_fields(side: str, fields: object, reserved: tuple[str, ...]) -> None:
     """Raises unless `fields` maps column names to field types and has at least one."""
     if not isinstance(fields, dict) or not fields:
         raise DataSetError(f"{side}: found {shown(fields)}; allowed: a mapping of columns to text or image")
     for name, kind in fields.items():
         if not isinstance(name, str) or not name.strip():
             raise DataSetError(f"{side}: found the field {shown(name)}; allowed: a column's name (quote it)")
-        if name in (id_column, SPLIT):
+        if name in reserved:
             raise DataSetError(f"{side}: the column '{name}' cannot be a model field; allowed: any other column")
         if kind not in FIELD_TYPES:
             raise DataSetError(f"{side}.{name}: found {shown(kind)}; allowed: {', '.join(FIELD_TYPES)}")
