@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import typer
 
+from opengcl.cli.data_curate import curate
+
 app = typer.Typer(
     no_args_is_help=True,
 )
@@ -12,3 +14,6 @@ app = typer.Typer(
 @app.callback()
 def data() -> None:
     """Make, check and look at ranked data sets."""
+
+
+app.command("curate")(curate)

@@ -1,0 +1,129 @@
+"""``opengcl data curate``: from categories, or a catalogue, to a ranked data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import yaml
+
+if TYPE_CHECKING:
+    from opengcl.curate import CurateConfig, Curated, Estimate
+
+
+def curate(
+    config: Annotated[Path, typer.Option(help="YAML file: queries, llm, search, scores, pictures, budget.")],
+    out: Annotated[Path | None, typer.Option(help="Folder of the data set to make.")] = None,
+    work: Annotated[
+        Path | None, typer.Option(help="Folder that keeps paid replies and pictures; OUT.work by default.")
+    ] = None,
+    categories: Annotated[Path | None, typer.Option(help="Text file with a category a line, or a table.")] = None,
+    catalogue: Annotated[Path | None, typer.Option(help="Table of products: .parquet, .csv or .jsonl.")] = None,
+    queries: Annotated[Path | None, typer.Option(help="Queries that you have: a line each, or a table.")] = None,
+    count: Annotated[int | None, typer.Option(help="How many queries.")] = None,
+    language: Annotated[str | None, typer.Option(help="Of the queries that a model writes.")] = None,
+    model: Annotated[str | None, typer.Option(help="Name of the language model.")] = None,
+    base_url: Annotated[str | None, typer.Option(help="Of a server with OpenAI's protocol.")] = None,
+    results: Annotated[int | None, typer.Option(help="Results of a query that count.")] = None,
+    max_requests: Annotated[int | None, typer.Option(help="Paid requests over all runs; never exceeded.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Cost over all runs, by the config's prices.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of everything drawn.")] = None,
+    changes: Annotated[
+        list[str] | None, typer.Option("--set", help="Any other setting, as section.name=value; may be repeated.")
+    ] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only print how many requests, and what they cost; ask nobody.")
+    ] = False,
+    rescore: Annotated[
+        bool, typer.Option("--rescore", help="Ask nobody: make a data set of the replies in --work.")
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Make a ranked data set: queries by a language model, results of a shopping search, scores.
+
+    Scores come from positions, a language model as judge, a cross-encoder, or a mixture. Keys come from environment
+    variables alone: OPENAI_API_KEY and SERPAPI_API_KEY, or as the config names them. Every reply is kept on disk before
+    it counts: stopped or killed, the same command goes on and pays for nothing twice. Needs the extra "curate".
+
+    Example: opengcl data curate --config curate.yaml --categories categories.txt --out shop --dry-run
+    """
+    from opengcl.curate import curate as run
+    from opengcl.curate import estimate, load_config
+
+    settings = load_config(
+        config,
+        {
+            "out": _text(out),
+            "work": _text(work),
+            "queries.categories": _text(categories),
+            "queries.catalogue": _text(catalogue),
+            "queries.file": _text(queries),
+            "queries.count": count,
+            "queries.language": language,
+            "llm.model": model,
+            "llm.base_url": base_url,
+            "search.results": results,
+            "budget.requests": max_requests,
+            "budget.cost": max_cost,
+            "seed": seed,
+            **_parsed(changes or []),
+        },
+    )
+    if dry_run:
+        _tell_estimate(estimate(settings), settings, as_json=as_json)
+    else:
+        _tell(run(settings, rescore=rescore), settings, as_json=as_json)
+
+
+def _tell_estimate(found: Estimate, settings: CurateConfig, *, as_json: bool) -> None:
+    if as_json:
+        from opengcl.curate.estimate import as_json as written
+
+        typer.echo(written(found))
+        return
+    typer.echo(f"{'stage':<10}{'requests':>12}{'cost, about':>14}")
+    for stage in found.stages:
+        typer.echo(f"{stage.name:<10}{stage.requests:>12,}{_cost(stage.cost):>14}")
+    typer.echo(f"{'all':<10}{found.requests:>12,}{_cost(found.cost):>14}")
+    limit = "no limit" if settings.budget.cost is None else f"{settings.budget.cost:g}"
+    typer.echo(f"{'budget':<10}{settings.budget.requests:>12,}{limit:>14}")
+    for note in found.notes:
+        _say(f"note: {note}")
+    _say("Nobody was asked.")
+
+
+def _tell(made: Curated, settings: CurateConfig, *, as_json: bool) -> None:
+    if as_json:
+        spent = {"requests": made.spent.requests, "cost": made.spent.cost}
+        typer.echo(json.dumps({"path": str(made.path), "counts": made.counts, "spent": spent}, indent=2))
+        return
+    for name, count in made.counts.items():
+        typer.echo(f"{name:<36}{count:>10,}")
+    typer.echo(f"{'requests so far, all runs':<36}{made.spent.requests:>10,}")
+    typer.echo(f"{'cost so far, by the given prices':<36}{made.spent.cost:>10.4f}")
+    _say(f"{made.path}: written. Replies, pictures and rejects are kept in {settings.work_folder}")
+
+
+def _cost(cost: float | None) -> str:
+    return "no price" if cost is None else f"{cost:.4f}"
+
+
+def _parsed(written: list[str]) -> dict[str, Any]:
+    """``section.name=value`` with the value read as YAML."""
+    changes = {}
+    for part in written:
+        name, equals, value = part.partition("=")
+        if not equals:
+            raise ValueError(f"--set {part!r}: write section.name=value")
+        changes[name.strip()] = yaml.safe_load(value)
+    return changes
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def _say(message: str) -> None:
+    typer.echo(message, err=True)
