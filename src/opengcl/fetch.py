@@ -353,7 +353,7 @@ class _Fetcher:
         """The file as it is stored, once it is sure to be a picture."""
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self.decoders, _stored_form, data, self.options.image_size)
+            return await loop.run_in_executor(self.decoders, stored_form, data, self.options.image_size)
         except images.PictureError as error:
             raise _FailedError(f"not a usable picture: {error}", "never") from error
 
@@ -367,7 +367,7 @@ def without_query(url: str) -> str:
     return f"{found.scheme}://{found.raw_host.decode('ascii')}{found.path}"
 
 
-def _stored_form(data: bytes, image_size: int | None) -> bytes:
+def stored_form(data: bytes, image_size: int | None) -> bytes:
     """The file itself where it decodes, or a JPEG of at most `image_size` pixels a side.
 
     Raises:

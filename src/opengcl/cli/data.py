@@ -5,6 +5,8 @@ from __future__ import annotations
 import typer
 
 from opengcl.cli.data_curate import curate
+from opengcl.cli.data_import import import_data
+from opengcl.cli.data_look import check, sample, show, split
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,4 +18,9 @@ def data() -> None:
     """Make, check and look at ranked data sets."""
 
 
+app.command("import")(import_data)
 app.command("curate")(curate)
+app.command("check")(check)
+app.command("show")(show)
+app.command("split")(split)
+app.command("sample")(sample)

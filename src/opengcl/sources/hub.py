@@ -1,0 +1,81 @@
+"""Tables of Hugging Face's `datasets`: on the hub, streamed, or in a local folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow as pa
+from tqdm import tqdm
+
+from opengcl.data.problems import DataSetError
+from opengcl.sources.table_files import Rows
+
+_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class HubTable:
+    """One split of a data set, read as a stream; pictures stay as their files' bytes.
+
+    Attributes:
+        location: A name on the hub, a folder that `datasets` understands, or one written by ``save_to_disk``.
+        split: Which split.
+        config: Which configuration, where there are several.
+        revision: Commit or branch on the hub.
+
+    Raises:
+        DataSetError: It cannot be opened.
+    """
+
+    location: str
+    split: str = "train"
+    config: str | None = None
+    revision: str | None = None
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        return f"{self.location}[{self.split}]"
+
+    @property
+    def columns(self) -> list[str]:
+        """Names of its columns."""
+        if self._data.column_names is None:
+            raise DataSetError(f"{self.name}: its columns are not known before reading")
+        return list(self._data.column_names)
+
+    def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
+        """Its rows, as Arrow batches."""
+        columns = list(dict.fromkeys(columns))
+        if lost := [one for one in columns if one not in self.columns]:
+            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; it has {', '.join(self.columns)}")
+        data = self._data.select_columns(columns)
+        for column, kind in (data.features or {}).items():
+            if isinstance(kind, datasets.Image):
+                data = data.cast_column(column, datasets.Image(decode=False))
+        first = 0
+        with tqdm(desc=f"{self.name}: reading", unit=" rows", disable=not progress, delay=1.0) as bar:
+            for table in data.with_format("arrow").iter(batch_size=_ROWS):
+                for batch in table.select(columns).combine_chunks().to_batches():
+                    yield Rows(batch, first)
+                    first += len(batch)
+                    bar.update(len(batch))
+
+    @cached_property
+    def _data(self) -> Any:
+        try:
+            if (Path(self.location) / "dataset_info.json").is_file() or (
+                Path(self.location) / "dataset_dict.json"
+            ).is_file():
+                found = datasets.load_from_disk(self.location)
+                return found[self.split] if isinstance(found, datasets.DatasetDict) else found
+            return datasets.load_dataset(
+                self.location, self.config, split=self.split, revision=self.revision, streaming=True
+            )
+        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+            raise DataSetError(f"{self.name}: cannot be opened: {error}") from error

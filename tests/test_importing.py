@@ -1,0 +1,400 @@
+"""From a source to a data set's folder: mapping, checks, pictures, pairs, provenance, kills."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import http.server
+import io
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from typer.testing import CliRunner
+
+from opengcl.cli import app
+from opengcl.data import DataSetError, RankedDataset
+from opengcl.fetch import FetchOptions
+from opengcl.sources.importing import ImportOptions, import_dataset
+from opengcl.sources.mapping import TableMapping, hashed
+from opengcl.sources.table_files import TableFile
+from opengcl.sources.tables import TableSource
+
+MAPPING = TableMapping(queries={"query": "q"}, doc_id="sku", documents={"title": "name"}, score="s")
+
+
+def picture(size: tuple[int, int] = (40, 30), kind: str = "PNG") -> bytes:
+    out = io.BytesIO()
+    Image.new("RGB", size, (10, 200, 30)).save(out, kind)
+    return out.getvalue()
+
+
+def table(path: Path, rows: list[dict[str, Any]]) -> TableFile:
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return TableFile(path)
+
+
+def judged(queries: int = 4, documents: int = 6) -> list[dict[str, Any]]:
+    return [
+        {"q": f"query {q}", "sku": f"s{d}", "name": f"product {d}", "s": 10 * q + d, "price": d / 4}
+        for q in range(queries)
+        for d in range(documents)
+    ]
+
+
+def source(folder: Path, rows: list[dict[str, Any]], mapping: TableMapping = MAPPING, **options: Any) -> TableSource:
+    file = table(folder / "judged.csv", rows)
+    return TableSource("csv", file, mapping, files=(file.path,), picture_root=folder, **options)
+
+
+def made(folder: Path, rows: list[dict[str, Any]], mapping: TableMapping = MAPPING, **options: Any) -> RankedDataset:
+    import_dataset(source(folder, rows, mapping), folder / "out", ImportOptions(**options), progress=False)
+    return RankedDataset.open(folder / "out", cache_dir=folder / "cache", progress=False)
+
+
+def pairs_of(data: RankedDataset) -> dict[tuple[str, str], float]:
+    queries, documents = data.queries.ids(data.qrels.query), data.documents.ids(data.qrels.document)
+    return dict(zip(zip(queries, documents, strict=True), data.qrels.score.tolist(), strict=True))
+
+
+def test_one_table_becomes_three(tmp_path: Path) -> None:
+    data = made(tmp_path, judged(), TableMapping(**{**vars(MAPPING), "keep": ("price",)}))
+    assert data.queries.texts("query", range(4)) == [f"query {q}" for q in range(4)]
+    assert data.documents.ids() == [f"s{d}" for d in range(6)]
+    assert data.documents.values("price", [3]) == ["0.75"]
+    ids = {hashed([f"query {q}"]): q for q in range(4)}
+    assert {(ids[q], d): s for (q, d), s in pairs_of(data).items()} == {
+        (q, f"s{d}"): 10.0 * q + d for q in range(4) for d in range(6)
+    }
+    assert (data.schema.score_min, data.schema.score_max) == (0, 35)
+    told = data.schema.provenance
+    assert told["counts"]["repeated"] == 4 * 6 - 4 + 4 * 6 - 6
+    assert told["files"][0]["bytes"] == (tmp_path / "judged.csv").stat().st_size
+    assert len(told["files"][0]["sha256"]) == 64
+    assert told["options"]["mapping"]["documents"] == {"title": "name"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "judged.csv", "out"]
+
+
+def test_queries_and_documents_in_tables_of_their_own(tmp_path: Path) -> None:
+    queries = table(tmp_path / "q.csv", [{"qid": "1", "text": "shoes"}, {"qid": "2", "text": "hats"}])
+    pq.write_table(pa.table({"id": [7, 8], "t": ["red", "blue"], "b": ["x", None]}), tmp_path / "d.parquet")
+    qrels = table(tmp_path / "r.csv", [{"qid": 1, "id": 7, "grade": "good"}, {"qid": 2, "id": 8, "grade": "bad"}])
+    mapping = TableMapping(
+        query_id="qid",
+        doc_id="id",
+        queries={"query": "text"},
+        documents={"title": "t", "brand": "b"},
+        label="grade",
+        gains={"good": 2, "bad": 0.5},
+    )
+    given = TableSource("csv", qrels, mapping, queries=queries, documents=TableFile(tmp_path / "d.parquet"))
+    import_dataset(given, tmp_path / "out", progress=False)
+    data = RankedDataset.open(tmp_path / "out", cache_dir=tmp_path / "cache", progress=False)
+    assert pairs_of(data) == {("1", "7"): 2.0, ("2", "8"): 0.5}
+    assert data.documents.texts("brand", [0, 1]) == ["x", None]
+    assert (data.schema.score_min, data.schema.score_max) == (0, 2)
+
+
+def test_positions_become_scores(tmp_path: Path) -> None:
+    rows = [{"q": "a", "sku": f"d{p}", "name": "n", "p": p} for p in (1, 2, 100, 101, 250)]
+    data = made(tmp_path, rows, TableMapping(**{**vars(MAPPING), "score": None, "position": "p"}))
+    assert list(pairs_of(data).values()) == [100, 99, 1, 1, 1]
+    assert (data.schema.score_min, data.schema.score_max) == (1, 100)
+    assert pq.read_table(tmp_path / "out/qrels.parquet")["position"].to_pylist() == [1, 2, 100, 101, 250]
+
+
+def test_usual_names_are_guessed(tmp_path: Path) -> None:
+    rows = [{"Query": "a", "product_id": "1", "product_title": "x", "rank": 1, "colour": "red"}]
+    data = made(tmp_path, rows, TableMapping())
+    assert data.schema.provenance["options"]["mapping"] == {
+        "queries": {"query": "Query"},
+        "doc_id": "product_id",
+        "documents": {"title": "product_title"},
+        "position": "rank",
+    }
+
+
+@pytest.mark.parametrize(
+    ("columns", "told"),
+    [
+        ({"x": 1}, "no column holds the queries; name it (query): the columns are x"),
+        ({"query": 1}, "no column holds document ids"),
+        ({"query": 1, "sku": 2}, "no column is a document field"),
+        ({"query": 1, "sku": 2, "title": 3}, "no column holds scores"),
+    ],
+)
+def test_what_is_not_found_is_asked_for(tmp_path: Path, columns: dict[str, Any], told: str) -> None:
+    with pytest.raises(DataSetError) as caught:
+        made(tmp_path, [columns], TableMapping())
+    assert told in str(caught.value)
+
+
+WRONG_ROWS: dict[str, tuple[dict[str, Any], str]] = {
+    "score": ({"s": "much"}, "judged.csv, column 's': unusable score in 1 row: judged.csv, row 5 holds 'much'"),
+    "infinite": ({"s": "inf"}, "row 5 holds 'inf'. Allowed: a finite number"),
+    "empty score": ({"s": ""}, "row 5 holds ''"),
+    "no document": ({"sku": " "}, "judged.csv, column 'doc_id': null or empty id in 2 rows: judged.csv, row 5"),
+    "no query": ({"q": ""}, "judged.csv, column 'query_id': null or empty id in 2 rows"),
+    "no field": ({"name": "", "sku": "new"}, "column 'title': no field present in 1 row: judged.csv, row 5 (id 'new')"),
+}
+
+
+@pytest.mark.parametrize(("wrong", "told"), WRONG_ROWS.values(), ids=list(WRONG_ROWS))
+def test_wrong_rows_stop_an_import_or_are_left_out(tmp_path: Path, wrong: dict[str, Any], told: str) -> None:
+    rows = judged()
+    rows[5] = {**rows[5], **wrong}
+    with pytest.raises(DataSetError) as caught:
+        made(tmp_path, rows)
+    assert told in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["judged.csv"], "a failed import left something"
+    data = made(tmp_path, rows, bad_rows="skip")
+    assert len(data.qrels) == len(rows) - 1
+    assert data.schema.provenance["skipped"]
+    assert data.problems == []
+
+
+def test_pairs_of_unknown_ids(tmp_path: Path) -> None:
+    documents = table(tmp_path / "d.csv", [{"sku": "s0", "name": "x"}])
+    given = source(tmp_path, judged(2, 2), documents=documents)
+    with pytest.raises(DataSetError) as caught:
+        import_dataset(given, tmp_path / "out", progress=False)
+    assert "column 'doc_id': unknown id in 2 rows: id 's1'; and 1 more. Allowed: an id of documents" in str(caught.value)
+    found = import_dataset(given, tmp_path / "out", ImportOptions(bad_rows="skip"), progress=False)
+    assert (found.counts["qrels"], found.counts["pairs_without_documents"]) == (2, 2)
+
+
+@pytest.mark.parametrize(("choice", "score"), [("max", 9.0), ("mean", 16 / 3), ("first", 5.0)])
+def test_pairs_with_several_scores(tmp_path: Path, choice: str, score: float) -> None:
+    rows = judged(2, 2) + [{"q": "query 0", "sku": "s0", "name": "product 0", "s": s, "price": 1} for s in (5, 9, 2)]
+    rows = rows[1:]  # the first row would judge that pair with 0
+    same = [rows[0], rows[0]]
+    with pytest.raises(DataSetError) as caught:
+        made(tmp_path, rows + same)
+    assert "1 pairs have several scores" in str(caught.value)
+    assert "'s0') has [2.0, 5.0, 9.0]" in str(caught.value)
+    data = made(tmp_path, rows + same, repeated_pairs=choice)
+    assert pairs_of(data)[hashed(["query 0"]) or "", "s0"] == pytest.approx(score)
+    counts = data.schema.provenance["counts"]
+    assert (counts["qrels"], counts["pairs_merged"], counts["pairs_with_several_scores"]) == (4, 4, 1)
+
+
+def test_rows_of_one_id_that_differ_are_counted_and_the_first_stays(tmp_path: Path) -> None:
+    rows = judged(2, 2)
+    rows[2]["name"] = "another title"
+    data = made(tmp_path, rows)
+    assert data.documents.texts("title", [0]) == ["product 0"]
+    assert data.schema.provenance["counts"]["differing"] == 1
+
+
+def test_an_existing_folder_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine").write_text("kept")
+    with pytest.raises(DataSetError, match="exists already"):
+        made(tmp_path, judged())
+    assert (tmp_path / "out/mine").read_text() == "kept"
+
+
+# Pictures
+
+
+@pytest.fixture
+def shop(tmp_path: Path) -> Iterator[str]:
+    """A server on loopback with two pictures and something else."""
+    folder = tmp_path / "www"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(picture())
+    (folder / "b.jpg").write_bytes(picture((900, 300), "JPEG"))
+    (folder / "text.png").write_text("not a picture")
+
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+PICTURED = TableMapping(**{**vars(MAPPING), "images": {"image": "pic"}})
+LOCAL = FetchOptions(allow_private=True, retries=0)
+
+
+def test_pictures_from_urls_and_files(tmp_path: Path, shop: str) -> None:
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/c.png").write_bytes(picture((8, 8)))
+    (tmp_path.parent / "outside.png").write_bytes(picture())
+    cells = [f"{shop}/a.png", f"{shop}/b.jpg", "pics/c.png", "", f"{shop}/text.png", f"{shop}/none.png"]
+    cells += ["pics/none.png", "../outside.png"]
+    rows = [
+        {"q": "a", "sku": f"s{n}", "name": "" if n == 7 else "n", "s": n, "pic": cell} for n, cell in enumerate(cells)
+    ]
+    data = made(tmp_path, rows, PICTURED, image_size=100, fetch=LOCAL)
+    sizes = [None if one is None else one.size for one in data.documents.images("image", range(7))]
+    assert sizes == [(40, 30), (100, 33), (8, 8), None, None, None, None]
+    told = {row["doc_id"]: row for row in pq.read_table(tmp_path / "out/picture_failures.parquet").to_pylist()}
+    assert sorted(told) == ["s4", "s5", "s6", "s7"]
+    assert "404" in told["s5"]["reason"]
+    assert "has a '..'" in told["s7"]["reason"]
+    counts = data.schema.provenance["counts"]
+    assert (counts["documents"], counts["documents_dropped"], counts["pairs_of_dropped_documents"]) == (7, 1, 1)
+    assert (counts["pictures"], counts["picture_failures"], counts["qrels"]) == (3, 4, 7)
+
+
+def test_private_addresses_are_not_asked_unless_allowed(tmp_path: Path, shop: str) -> None:
+    rows = [{"q": "a", "sku": "s", "name": "n", "s": s, "pic": f"{shop}/a.png"} for s in (1, 1)]
+    data = made(tmp_path, rows, PICTURED, fetch=FetchOptions(retries=0))
+    assert data.documents.missing() == {"title": 0, "image": 1}
+
+
+def test_bytes_stay_as_they_are_without_a_size(tmp_path: Path) -> None:
+    good, bad = picture(), b"\x89PNG broken"
+    rows = {"query": ["a", "a"], "doc_id": ["1", "2"], "title": ["x", "y"], "image": [good, bad], "score": [1.0, 2.0]}
+    pq.write_table(pa.table(rows), tmp_path / "t.parquet")
+    given = TableSource("parquet", TableFile(tmp_path / "t.parquet"), TableMapping())
+    found = import_dataset(given, tmp_path / "out", progress=False)
+    assert found.counts["picture_failures"] == 1
+    assert pq.read_table(tmp_path / "out/documents.parquet")["image"].to_pylist() == [good, None]
+
+
+# The command
+
+
+def test_the_command_imports_and_opens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    table(tmp_path / "judged.csv", judged())
+    (tmp_path / "map.yaml").write_text("queries: {query: q}\ndoc_id: sku\nscore: price\n")
+    arguments = ["data", "import", str(tmp_path / "judged.csv"), "--mapping", str(tmp_path / "map.yaml")]
+    arguments += ["--fields", "title=name", "--score", "s", "--keep", "price", "--out", str(tmp_path / "out")]
+    result = CliRunner().invoke(app, [*arguments, "--name", "shop", "--seen-queries", "0.5", "--seed", "3"])
+    assert result.exit_code == 0, result.output
+    content = yaml.safe_load((tmp_path / "out/dataset.yaml").read_text())
+    assert content["name"] == "shop"
+    assert content["splits"] == {"seed": 3, "seen_queries": 0.5, "seen_documents": 0.5, "dev": 0.5}
+    assert content["provenance"]["options"]["mapping"]["score"] == "s"
+    assert any((tmp_path / "cache").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("queries: [q]", "queries: found ['q']; allowed: a dict"),
+        ("rows: 3", "unknown key 'rows'; allowed: query_id, doc_id"),
+        ("{score: a, position: b}", "found score and position columns; allowed: one of"),
+        ("{label: a}", "a label column without gains"),
+        ("{label: a, gains: {x: much}}", "gains, x: found 'much'; allowed: a number"),
+        ("{documents: {i: a}, images: {i: b}}", "the document field 'i' is a text and a picture"),
+        ("- a", "found ['a']; allowed: a mapping"),
+        ("{", "not readable as YAML"),
+    ],
+)
+def test_wrong_mappings(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "map.yaml").write_text(text)
+    with pytest.raises(DataSetError) as caught:
+        TableMapping.read(tmp_path / "map.yaml")
+    assert told in str(caught.value)
+
+
+KILLED = """
+import sys, time
+from pathlib import Path
+from opengcl.sources import importing
+from tests.test_importing import PICTURED, LOCAL, source_of
+folder, step = Path(sys.argv[1]), sys.argv[2]
+real = getattr(importing, step)
+def stop(*arguments, **options):
+    result = real(*arguments, **options)
+    print("reached", flush=True)
+    time.sleep(60)
+setattr(importing, step, stop)
+importing.import_dataset(source_of(folder), folder / "out", importing.ImportOptions(fetch=LOCAL), progress=False)
+"""
+
+
+def source_of(folder: Path) -> TableSource:
+    file = TableFile(folder / "judged.csv")
+    return TableSource("csv", file, PICTURED, files=(file.path,), picture_root=folder)
+
+
+@pytest.mark.parametrize("step", ["bring_pictures", "settle_pairs", "_write_schema"])
+def test_a_killed_import_leaves_nothing_and_goes_on(tmp_path: Path, shop: str, step: str) -> None:
+    rows = [{"q": "a", "sku": f"s{n}", "name": "n", "s": n, "pic": f"{shop}/a.png?{n}"} for n in range(4)]
+    table(tmp_path / "judged.csv", rows)
+    command = [sys.executable, "-c", KILLED, str(tmp_path), step]
+    root = str(Path(__file__).parents[1])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, cwd=root, env={**os.environ, "PYTHONPATH": root})
+    assert process.stdout is not None
+    with process.stdout:
+        assert process.stdout.readline() == b"reached\n"
+        process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    if step != "settle_pairs":  # what was fetched is not asked for again
+        (tmp_path / "www/a.png").unlink()
+    import_dataset(source_of(tmp_path), tmp_path / "out", ImportOptions(fetch=LOCAL), progress=False)
+    assert pq.read_table(tmp_path / "out/documents.parquet")["image"].to_pylist() == [picture()] * 4
+    assert not (tmp_path / ".out.import").exists()
+
+
+MEASURED = """
+import resource, sys, time
+from pathlib import Path
+from opengcl.sources.importing import import_dataset
+from opengcl.sources.mapping import TableMapping
+from opengcl.sources.table_files import TableFile
+from opengcl.sources.tables import TableSource
+folder = Path(sys.argv[1])
+source = TableSource("parquet", TableFile(folder / "qrels.parquet"), TableMapping(),
+                     queries=TableFile(folder / "queries.parquet"), documents=TableFile(folder / "documents.parquet"))
+started = time.perf_counter()
+import_dataset(source, folder / "out", progress=False)
+print(time.perf_counter() - started, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_ten_million_pairs_and_five_million_documents_in_bounded_memory(tmp_path: Path) -> None:
+    documents, queries, each = 5_000_000, 100_000, 100
+    with pq.ParquetWriter(
+        tmp_path / "documents.parquet", pa.schema([("doc_id", "string"), ("title", "string")])
+    ) as out:
+        for first in range(0, documents, 100_000):
+            numbers = range(first, first + 100_000)
+            titles = [f"product {n} of the brand {n % 977} in colour {n % 31}" for n in numbers]
+            out.write_table(pa.table({"doc_id": [f"doc-{n}" for n in numbers], "title": titles}))
+    names = [f"query-{n}" for n in range(queries)]
+    pq.write_table(pa.table({"query_id": names, "query": [f"words {n}" for n in names]}), tmp_path / "queries.parquet")
+    columns = [("query_id", "string"), ("doc_id", "string"), ("score", "double")]
+    with pq.ParquetWriter(tmp_path / "qrels.parquet", pa.schema(columns)) as out:
+        for first in range(0, queries, 1000):
+            query = np.repeat(np.arange(first, first + 1000), each)
+            document = (query * 7919 + np.tile(np.arange(each), 1000) * 49_999) % documents
+            score = np.tile(np.arange(each, 0, -1.0), 1000)
+            rows = {"query_id": [f"query-{n}" for n in query], "doc_id": [f"doc-{n}" for n in document]}
+            out.write_table(pa.table({**rows, "score": score}))
+    started = time.perf_counter()
+    found = subprocess.run([sys.executable, "-c", MEASURED, str(tmp_path)], capture_output=True, text=True, check=True)
+    seconds, megabytes = map(float, found.stdout.split())
+    print(f"{seconds:.0f} s, {megabytes:.0f} MB at most; with the start {time.perf_counter() - started:.0f} s")
+    assert pq.read_metadata(tmp_path / "out/qrels.parquet").num_rows == queries * each
+    assert pq.read_metadata(tmp_path / "out/documents.parquet").num_rows == documents
+    assert megabytes < 2000
