@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
-import tempfile
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +14,8 @@ import pyarrow.parquet as pq
 
 from opengcl.data import cache
 from opengcl.data.build import DEV, SEEN, Builder, sides
-from opengcl.data.problems import DataSetError, Problem
+from opengcl.data.new_folder import new_folder
+from opengcl.data.problems import EXAMPLES, DataSetError, Problem
 from opengcl.data.qrels import Qrels
 from opengcl.data.records import Records
 from opengcl.data.schema import SCHEMA_FILE, Schema
@@ -90,11 +89,11 @@ class RankedDataset:
         if entry is None:
 
             def build(into: Path) -> str:
-                return _build(folder, schema, into, strict=strict, check_images=check_images, progress=progress)
+                return build_entry(Builder(folder, schema, into, strict, check_images, progress))
 
             entry = cache.store(parent, build)
         try:
-            found = _load(folder, schema, entry)
+            found = load_entry(folder, schema, entry)
         except (OSError, EOFError, ValueError, KeyError, pa.ArrowException) as error:
             raise DataSetError(f"{entry}: this cache entry is damaged ({error}); remove it and open again") from error
         for problem in found.problems:
@@ -103,7 +102,7 @@ class RankedDataset:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to a spawned worker as the places of its files, not as their content."""
-        return _load, (self.path, self.schema, self._entry)
+        return load_entry, (self.path, self.schema, self._entry)
 
     def describe(self) -> dict[str, Any]:
         """Counts, ready for JSON.
@@ -162,18 +161,10 @@ def write_dataset(
         DataSetError: If the folder exists and is not empty.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        temporary.chmod(0o755)
+    with new_folder(out) as temporary:
         (temporary / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
         for name, table in zip(cache.TABLES, (queries, documents, qrels), strict=True):
             _write_parquet(temporary / name, table)
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
     return out
 
 
@@ -202,24 +193,28 @@ def _entry_name(key: str, *, skipped: bool, check_images: bool) -> str:
     return f"{key}{'-skipped' if skipped else ''}{'' if check_images else '-unseen-images'}"
 
 
-def _build(folder: Path, schema: Schema, into: Path, *, strict: bool, check_images: bool, progress: bool) -> str:
-    """Fills a cache entry and returns its name."""
+def build_entry(builder: Builder) -> str:
+    """Fills a cache entry, all but its place, and returns its name.
+
+    Raises:
+        DataSetError: If the data set cannot be used, or changes meanwhile.
+    """
+    folder = builder.folder
     key = cache.key(folder)
-    builder = Builder(folder, schema, into, strict, check_images, progress)
     builder.run()
-    problems = builder.log.problems()
+    problems = [replace(problem, examples=problem.examples[:EXAMPLES]) for problem in builder.log.problems()]
     meta = {
         "path": str(folder.resolve()),
         "fingerprint": cache.content_hash(folder),
         "problems": [asdict(problem) for problem in problems],
     }
-    (into / cache.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
+    (builder.into / cache.META).write_text(json.dumps(meta, indent=1), encoding="utf-8")
     if cache.key(folder) != key:
         raise DataSetError(f"{folder}: changed while it was read; open it again")
-    return _entry_name(key, skipped=bool(problems), check_images=check_images)
+    return _entry_name(key, skipped=bool(problems), check_images=builder.check_images)
 
 
-def _load(folder: Path, schema: Schema, entry: Path) -> RankedDataset:
+def load_entry(folder: Path, schema: Schema, entry: Path) -> RankedDataset:
     """Memory-maps a cache entry."""
     meta = json.loads((entry / cache.META).read_text(encoding="utf-8"))
     problems = [Problem(**{**one, "examples": tuple(one["examples"])}) for one in meta["problems"]]

@@ -44,9 +44,15 @@ class Problem:
 
 @dataclass
 class ProblemLog:
-    """Collects problems, merged by (file, column, kind), in the order of their first appearance."""
+    """Collects problems, merged by (file, column, kind), in the order of their first appearance.
+
+    Attributes:
+        found: The problems so far.
+        most: Examples kept of each kind.
+    """
 
     found: dict[tuple[str, str, str], Problem] = field(default_factory=dict)
+    most: int = EXAMPLES
 
     def add(self, file: str, column: str, kind: str, allowed: str, count: int, examples: Iterable[str]) -> None:
         """Adds `count` rows of one kind; `examples` is read only as far as there is room for examples."""
@@ -55,7 +61,7 @@ class ProblemLog:
         key = (file, column, kind)
         before = self.found.get(key)
         listed = before.examples if before else ()
-        listed += tuple(islice(examples, EXAMPLES - len(listed)))
+        listed += tuple(islice(examples, self.most - len(listed)))
         total = count + (before.count if before else 0)
         self.found[key] = Problem(file, column, kind, allowed, total, listed)
 
