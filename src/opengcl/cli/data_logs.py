@@ -1,0 +1,179 @@
+"""``opengcl data from-logs``."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from opengcl.clicks.scores import ScoreOptions
+
+_BIAS_NAMES = ("auto", "model", "randomised", "none")
+
+
+def from_logs(
+    log: Annotated[
+        str, typer.Argument(help="Parquet, CSV, TSV or JSON Lines, a row an event: a file, a folder or a pattern.")
+    ],
+    documents: Annotated[
+        Path, typer.Option(help="The catalogue: a ranked data set's folder, or a table as for the log.")
+    ],
+    out: Annotated[Path, typer.Option(help="Folder of the data set to make.")],
+    query: Annotated[str, typer.Option(help="Log column of the query's text.")] = "query",
+    document: Annotated[str, typer.Option(help="Log column of the document's id.")] = "doc_id",
+    position: Annotated[str, typer.Option(help="Log column of the position; read for impressions.")] = "position",
+    event: Annotated[str, typer.Option("--event-column", help="Log column of the event's name.")] = "event",
+    session: Annotated[
+        str, typer.Option(help="Log column of the result list's id, or else the visit's: what a click belongs to.")
+    ] = "session",
+    time: Annotated[
+        str | None,
+        typer.Option(help="Log column of the time; needed for --half-life, --repeat-after and --until."),
+    ] = None,
+    user: Annotated[str | None, typer.Option(help="Log column of the user, to tell bots by.")] = None,
+    randomised: Annotated[
+        str | None, typer.Option(help="Log column that says whether the list was in random order.")
+    ] = None,
+    kind: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--event", help="KIND=NAME, as purchase=order_paid: what the log calls a kind of event. May be repeated."
+        ),
+    ] = None,
+    value: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KIND=NUMBER: what an event is worth. Default: click=1, cart=1, purchase=2. May be repeated."
+        ),
+    ] = None,
+    first_position: Annotated[int, typer.Option(help="The top position in the log: 0 or 1.")] = 1,
+    max_position: Annotated[int | None, typer.Option(help="Leave out what was shown below.")] = None,
+    most_events: Annotated[
+        int | None, typer.Option(help="Users (or sessions) with more events are bots; off by default.")
+    ] = None,
+    most_click_rate: Annotated[
+        float | None, typer.Option(help="So are those with more clicks an impression; off by default.")
+    ] = None,
+    repeat_after: Annotated[
+        float | None,
+        typer.Option(help="Seconds after which the same result in the same session counts anew; never by default."),
+    ] = None,
+    half_life: Annotated[float | None, typer.Option(help="Days after which an event counts half.")] = None,
+    until: Annotated[datetime | None, typer.Option(help="Leave out what came later; ages count from here.")] = None,
+    min_query_impressions: Annotated[float, typer.Option(help="Queries with fewer are left out.")] = 1,
+    min_query_clicks: Annotated[float, typer.Option(help="Queries with fewer are left out.")] = 1,
+    min_pair_impressions: Annotated[float, typer.Option(help="Pairs with fewer are left out.")] = 1,
+    min_examinations: Annotated[float, typer.Option(help="Pairs looked at less, as expected, have no score.")] = 0.2,
+    method: Annotated[
+        str, typer.Option(help="posterior (expected rates), ips (inverse propensities) or ctr (with position bias).")
+    ] = "posterior",
+    scale: Annotated[str, typer.Option(help="Worth to scores from 1 to 100: percentile or linear.")] = "percentile",
+    position_bias: Annotated[
+        str,
+        typer.Option(
+            help="auto, model (from all lists), randomised (from lists in random order), none, or a YAML or JSON file "
+            "of propensities by position."
+        ),
+    ] = "auto",
+    clip: Annotated[float, typer.Option(help="Smallest propensity that ips divides by.")] = 0.05,
+    fit_impressions: Annotated[float, typer.Option(help="The position model is fitted on pairs shown so often.")] = 50,
+    link_clicks: Annotated[
+        float, typer.Option(help="Clicks that must link each position with higher ones to tell its bias.")
+    ] = 20,
+    doc_id: Annotated[str | None, typer.Option(help="Catalogue column of the ids; doc_id by default.")] = None,
+    fields: Annotated[
+        str | None,
+        typer.Option(help="Catalogue columns that are model fields, with commas; title, or a data set's own."),
+    ] = None,
+    name: Annotated[str | None, typer.Option(help="The data set's name; the folder's by default.")] = None,
+    memory: Annotated[str, typer.Option(help="What DuckDB may hold before it uses the disk.")] = "1GB",
+    threads: Annotated[int | None, typer.Option(help="That DuckDB uses; all by default.")] = None,
+) -> None:
+    """Score (query, document) pairs from clicks, carts and purchases, freed of position bias.
+
+    The log is cleaned and added up, the chance that each position is looked at is estimated, and each pair gets a score
+    from 1 to 100 that says how good it is where it is looked at. A log that cannot tell position from quality is
+    refused, with the reason.
+
+    Example: opengcl data from-logs logs/*.parquet --documents shop --out clicks --event click=select_item
+    """
+    from opengcl.clicks import LogOptions, SupportOptions
+    from opengcl.clicks import from_logs as run
+    from opengcl.clicks.log import KINDS
+    from opengcl.clicks.scores import VALUES
+
+    names = KINDS | _assignments("--event", kind or [])
+    values = VALUES | {one: _number(text) for one, text in _assignments("--value", value or []).items()}
+    report = run(
+        log,
+        documents,
+        out,
+        columns=LogOptions(
+            query=query,
+            document=document,
+            position=position,
+            event=event,
+            session=session,
+            time=time,
+            user=user,
+            randomised=randomised,
+            kinds=names,
+            first_position=first_position,
+            most_events=most_events,
+            most_click_rate=most_click_rate,
+            repeat_after=repeat_after,
+            half_life=half_life,
+            until=until,
+        ),
+        support=SupportOptions(
+            max_position=max_position,
+            query_impressions=min_query_impressions,
+            query_clicks=min_query_clicks,
+            pair_impressions=min_pair_impressions,
+        ),
+        scoring=_scoring(
+            position_bias,
+            method=method,
+            scale=scale,
+            values=values,
+            clip=clip,
+            fit_impressions=fit_impressions,
+            link_clicks=link_clicks,
+            minimum_examinations=min_examinations,
+        ),
+        doc_id=doc_id,
+        fields=[one.strip() for one in fields.split(",") if one.strip()] if fields else None,
+        name=name,
+        memory=memory,
+        threads=threads,
+    )
+    typer.echo(report.summary())
+    typer.echo(f"{out}: written", err=True)
+
+
+def _scoring(position_bias: str, **options: object) -> ScoreOptions:
+    from opengcl.clicks import ScoreOptions, read_propensities
+
+    bias = position_bias if position_bias in _BIAS_NAMES else read_propensities(position_bias)
+    return ScoreOptions(position_bias=bias, **options)  # type: ignore[arg-type] # checked there
+
+
+def _assignments(option: str, written: list[str]) -> dict[str, str]:
+    """``KIND=TEXT`` as a mapping."""
+    found = {}
+    for one in written:
+        kind, equals, text = one.partition("=")
+        if not equals or not kind.strip() or not text.strip():
+            raise ValueError(f"{option} {one!r}: write KIND=..., as {option} purchase=...")
+        found[kind.strip()] = text.strip()
+    return found
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise ValueError(f"--value: found {text!r}; allowed: a number, as purchase=2") from None

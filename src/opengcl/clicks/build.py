@@ -1,0 +1,361 @@
+"""From an interaction log and a catalogue to a ranked data set's folder."""
+
+# ruff: noqa: S608 - names in SQL are constants of ours, or quoted
+
+from __future__ import annotations
+
+import functools
+import importlib.metadata
+import platform
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+import numpy as np
+import pyarrow as pa
+import yaml
+from ibis.expr import types as ir
+from tqdm import tqdm
+
+from opengcl.clicks.counts import CELLS, PAIRS, SupportOptions, count_pairs, query_id
+from opengcl.clicks.files import DOCUMENTS, Catalogue, hashes, open_catalogue, open_log, quoted, reading
+from opengcl.clicks.log import CLICK, IMPRESSION, LogOptions, aggregate, count_bots, count_rows, counted, event_names
+from opengcl.clicks.scores import Counted, Propensities, Scored, ScoreOptions, find_propensities, score
+from opengcl.data.dataset import write_dataset
+from opengcl.data.engine import MEMORY, connect
+from opengcl.data.problems import DataSetError
+from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
+
+_BATCH = 2048  # rows of documents at a time, which may hold pictures
+_MOST_IMPOSSIBLE = 0.05
+_STEPS = ("catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "data set")
+
+
+@dataclass
+class Report:
+    """What became of a log.
+
+    Attributes:
+        out: The data set's folder.
+        rows: Rows of the log.
+        dropped: Reason -> rows of the log that did not count.
+        dropped_pairs: Reason -> pairs that have no score.
+        implied_clicks: Showings with a later event but no click, which count as clicked.
+        bots: Visitors taken for bots.
+        queries: Queries in the data set.
+        documents: Documents in the data set.
+        pairs: Pairs with a score.
+        events: ``impressions``, ``clicks`` and so on -> showings that counted, by age if there is a half-life.
+        propensities: How likely each position is looked at.
+        seconds: Wall time by step.
+    """
+
+    out: Path
+    rows: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    dropped_pairs: dict[str, int] = field(default_factory=dict)
+    implied_clicks: int = 0
+    bots: int = 0
+    queries: int = 0
+    documents: int = 0
+    pairs: int = 0
+    events: dict[str, float] = field(default_factory=dict)
+    propensities: Propensities | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def summary(self) -> str:
+        """The report as text for a terminal."""
+        lines = [f"{'rows of the log':<38}{self.rows:>14,}"]
+        lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped.items() if count]
+        lines += [f"{kind:<38}{count:>14,.0f}" for kind, count in self.events.items()]
+        if self.implied_clicks:
+            lines.append(f"  {'of them clicks implied by later events':<36}{self.implied_clicks:>14,}")
+        for name in ("queries", "documents", "pairs"):
+            lines.append(f"{name:<38}{getattr(self, name):>14,}")
+        lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
+        if self.propensities is not None:
+            lines.append(f"examination by position ({self.propensities.source}):")
+            theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]
+            lines += ["  " + "  ".join(theta[start : start + 8]) for start in range(0, len(theta), 8)]
+        return "\n".join(lines)
+
+
+def from_logs(
+    log: Path | str | ir.Table,
+    documents: Path | str,
+    out: Path | str,
+    *,
+    columns: LogOptions | None = None,
+    support: SupportOptions | None = None,
+    scoring: ScoreOptions | None = None,
+    doc_id: str | None = None,
+    fields: Sequence[str] | None = None,
+    name: str | None = None,
+    memory: str = MEMORY,
+    threads: int | None = None,
+    progress: bool = True,
+) -> Report:
+    """Scores the pairs of a log and writes them as a data set's folder, whole or not at all.
+
+    Args:
+        log: Files (Parquet, CSV, TSV, JSON Lines; a file, folder or pattern), read by DuckDB; or an Ibis table on any
+            backend, which then does the adding up.
+        documents: The catalogue: a data set's folder, or files.
+        out: The folder to make; it must not exist yet, or be empty.
+        columns: Where the log keeps what, and cleaning.
+        support: What is seen too little to count.
+        scoring: How counts become scores.
+        doc_id: Column of the catalogue's ids, ``doc_id`` by default; no matter for a data set's folder.
+        fields: Columns of the catalogue that are model fields; see `opengcl.clicks.files.open_catalogue`.
+        name: The data set's name; the folder's by default.
+        memory: What DuckDB may hold before it spills beside ``out``.
+        threads: How many DuckDB uses; all by default.
+        progress: Whether steps show a progress bar on stderr.
+
+    Raises:
+        DataSetError: If something cannot be read, the log cannot tell the position bias, or nothing is left.
+    """
+    out = Path(out)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
+    columns, support, scoring = columns or LogOptions(), support or SupportOptions(), scoring or ScoreOptions()
+    if unknown := [kind for kind in scoring.values if kind not in columns.kinds]:
+        raise DataSetError(f"values: found a value for {unknown[0]!r}; allowed: {', '.join(columns.kinds)}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    report = Report(out)
+    with (
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-spill-", dir=out.parent) as spill,
+        connect(Path(spill), memory=memory, threads=threads) as connection,
+        tqdm(total=len(_STEPS), disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar,
+    ):
+        watch = _Watch(report, bar)
+        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields)
+        table, files = (log, []) if isinstance(log, ir.Table) else open_log(connection, log)
+        source = "the log" if isinstance(log, ir.Table) else str(log)
+        watch.done("catalogue")
+        with reading(source):
+            _count_rows(connection, table, columns, report)
+            watch.done("rows of the log")
+            _fill_cells(connection, aggregate(table, columns))
+            _count_repeats(connection, report)
+            watch.done("cells")
+            counts, dropped, below = count_pairs(connection, columns, support)
+            report.dropped |= dropped
+            report.dropped_pairs["too little support"] = below
+            watch.done("pairs")
+        report.propensities = find_propensities(counts, scoring)
+        watch.done("position bias")
+        scored = score(counts, report.propensities.theta, scoring)
+        watch.done("scores")
+        report.events = {counted(kind): float(values.sum()) for kind, values in _counts_by_kind(counts).items()}
+        report.dropped_pairs["hardly looked at"] = int((~scored.supported).sum())
+        with reading(source):
+            _fill_scored(connection, counts, scored)
+            _count_results(connection, report)
+            schema = Schema(
+                name or out.name,
+                {"query": "text"},
+                catalogue.fields,
+                1,
+                100,
+                catalogue.splits,
+                _provenance(report, catalogue, files, documents, source, columns, support, scoring, progress),
+            )
+            write_dataset(out, schema, *_tables(connection))
+        watch.done("data set")
+    return report
+
+
+class _Watch:
+    """Times the steps and moves the bar."""
+
+    def __init__(self, report: Report, bar: Any) -> None:
+        self.report, self.bar, self.last = report, bar, time.perf_counter()
+        self._name()
+
+    def done(self, step: str) -> None:
+        now = time.perf_counter()
+        self.report.seconds[step], self.last = round(now - self.last, 2), now
+        self.bar.update()
+        self._name()
+
+    def _name(self) -> None:
+        self.bar.set_description(_STEPS[self.bar.n] if self.bar.n < len(_STEPS) else "done")
+
+
+def _rows(connection: duckdb.DuckDBPyConnection, expression: ir.Table) -> list[dict[str, Any]]:
+    """A small result, from the log's own backend or, for files, from our DuckDB."""
+    if expression.op().find(_unbound()):
+        return list(connection.sql(_sql(expression)).to_arrow_table().to_pylist())
+    return list(expression.to_pyarrow().to_pylist())
+
+
+def _sql(expression: ir.Table) -> str:
+    return str(ibis.to_sql(expression, dialect="duckdb"))
+
+
+@functools.cache
+def _unbound() -> Any:
+    from ibis.expr.operations import UnboundTable
+
+    return UnboundTable
+
+
+def _count_rows(connection: duckdb.DuckDBPyConnection, table: ir.Table, columns: LogOptions, report: Report) -> None:
+    """Adds up the rows and those that cannot count, and stops where the log is not what the options say."""
+    found = {row["reason"]: row for row in _rows(connection, count_rows(table, columns))}
+    report.rows = sum(row["rows"] for row in found.values())
+    report.dropped |= {str(reason): found[reason]["rows"] for reason in sorted(filter(None, found))}
+    impressions = sum(row["impressions"] for row in found.values())
+    impossible = found.get("impossible position", {"rows": 0})["rows"]
+    if not impressions:
+        names = [f"{row['name']} ({row['rows']:,})" for row in _rows(connection, event_names(table, columns))]
+        raise DataSetError(
+            f"the log: found no event {columns.kinds[IMPRESSION]!r} in {report.rows:,} rows; its events: "
+            f"{', '.join(names) or 'none'} (--event impression=NAME names it)"
+        )
+    if impossible > _MOST_IMPOSSIBLE * impressions:
+        raise DataSetError(
+            f"the log: found {impossible:,} of {impressions:,} impressions with an impossible position; allowed: up to "
+            f"{_MOST_IMPOSSIBLE:.0%} (whole numbers from {columns.first_position}; --first-position 0 if 0 is the top)"
+        )
+    if columns.tells_bots:
+        (bots,) = _rows(connection, count_bots(table, columns))
+        report.bots, report.dropped["bots"] = bots["visitors"], int(bots["rows"] or 0)
+
+
+def _fill_cells(connection: duckdb.DuckDBPyConnection, cells: ir.Table) -> None:
+    if cells.op().find(_unbound()):
+        connection.execute(f"CREATE TABLE {CELLS} AS {_sql(cells)}")
+        return
+    connection.register("incoming", cells.to_pyarrow_batches())
+    connection.execute(f"CREATE TABLE {CELLS} AS FROM incoming")
+    connection.unregister("incoming")
+
+
+def _count_repeats(connection: duckdb.DuckDBPyConnection, report: Report) -> None:
+    sums = f"SELECT sum(repeats)::BIGINT, sum(implied)::BIGINT FROM {CELLS}"
+    ((repeats, implied),) = connection.sql(sums).fetchall()
+    report.dropped["repeats within a showing"] = repeats or 0
+    report.implied_clicks = implied or 0
+
+
+def _counts_by_kind(counts: Counted) -> dict[str, np.ndarray]:
+    return {IMPRESSION: counts.impressions, CLICK: counts.clicks, **counts.later}
+
+
+def _fill_scored(connection: duckdb.DuckDBPyConnection, counts: Counted, scored: Scored) -> None:
+    """The table ``scored``: the pairs that are supported, with their scores and counts."""
+    kept = np.flatnonzero(scored.supported)
+    totals = {counted(kind): np.bincount(counts.pair, values)[kept] for kind, values in _counts_by_kind(counts).items()}
+    figures = {
+        "score": scored.score[kept].astype(np.float32),
+        "expected_rate": scored.rate[kept],
+        "worth": scored.worth[kept],
+        "examinations": scored.examinations[kept],
+        **totals,
+    }
+    connection.register("incoming", pa.table({"pair": kept, **figures}))
+    names = ", ".join(map(quoted, figures))
+    connection.execute(
+        f"CREATE TABLE scored AS SELECT text, {DOCUMENT_ID}, {names} FROM {PAIRS} JOIN incoming USING (pair)"
+    )
+    connection.unregister("incoming")
+    texts = connection.sql("SELECT DISTINCT text FROM scored ORDER BY text").to_arrow_table()["text"]
+    named = pa.table({QUERY_ID: pa.array([query_id(text) for text in texts.to_pylist()]), "query": texts})
+    connection.register("incoming", named)
+    connection.execute("CREATE TABLE queries AS FROM incoming")
+    connection.unregister("incoming")
+
+
+def _count_results(connection: duckdb.DuckDBPyConnection, report: Report) -> None:
+    for table, attribute in (("queries", "queries"), (DOCUMENTS, "documents"), ("scored", "pairs")):
+        ((count,),) = connection.sql(f"SELECT count(*) FROM {table}").fetchall()
+        setattr(report, attribute, count)
+
+
+def _tables(connection: duckdb.DuckDBPyConnection) -> list[pa.RecordBatchReader]:
+    """Queries, documents and pairs, read as they are written."""
+    pairs = f"SELECT {QUERY_ID}, scored.* EXCLUDE (text) FROM scored JOIN queries ON text = query"
+    statements = (
+        f"FROM queries ORDER BY {QUERY_ID}",
+        f"FROM {DOCUMENTS}",
+        f"{pairs} ORDER BY {QUERY_ID}, {DOCUMENT_ID}",
+    )
+    return [connection.cursor().sql(one).to_arrow_reader(_BATCH) for one in statements]
+
+
+def _provenance(
+    report: Report,
+    catalogue: Catalogue,
+    files: list[Path],
+    documents: Path | str,
+    source: str,
+    columns: LogOptions,
+    support: SupportOptions,
+    scoring: ScoreOptions,
+    progress: bool,
+) -> dict[str, Any]:
+    """Everything needed to tell where the scores come from, as plain YAML; no paths but the names given."""
+    bias = report.propensities
+    assert bias is not None  # noqa: S101
+    fitted: dict[str, Any] = {"source": bias.source, "by_position": bias.theta.round(6).tolist()}
+    if bias.errors is not None:
+        fitted["standard_errors"] = bias.errors.round(6).tolist()
+    options = asdict(columns) | asdict(support) | asdict(scoring)
+    options = {name: _plain(value) for name, value in options.items()}
+    inputs = {"documents": {"name": Path(documents).name, "sha256": hashes(catalogue.files, progress=progress)}}
+    if files:
+        inputs["log"] = {"name": Path(source).name, "sha256": hashes(files, progress=progress)}
+    return {
+        "made_by": "opengcl data from-logs",
+        "inputs": inputs,
+        "options": options,
+        "rows": report.rows,
+        "dropped": {reason: int(count) for reason, count in report.dropped.items() if count},
+        "dropped_pairs": {reason: int(count) for reason, count in report.dropped_pairs.items() if count},
+        "implied_clicks": report.implied_clicks,
+        "bots": report.bots,
+        "events": report.events,
+        "propensities": fitted,
+        "versions": {one: importlib.metadata.version(one) for one in ("opengcl", "duckdb", "ibis-framework", "numpy")}
+        | {"python": platform.python_version()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, tuple):
+        return list(value)
+    return dict(value) if isinstance(value, dict) else value
+
+
+def read_propensities(path: Path | str) -> tuple[float, ...]:
+    """Propensities from a YAML or JSON file: a list from position 1 on, or a mapping of positions.
+
+    Raises:
+        DataSetError: If it cannot be read, holds anything else, or leaves a position out.
+    """
+    try:
+        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise DataSetError(f"{path}: cannot be read: {error}") from error
+    if isinstance(found, dict):
+        positions = {int(key): value for key, value in found.items() if str(key).isdigit()}
+        if len(positions) != len(found) or sorted(positions) != list(range(1, len(found) + 1)):
+            raise DataSetError(
+                f"{path}: found the positions {', '.join(map(str, found))}; allowed: 1, 2, ... without gaps"
+            )
+        found = [positions[at] for at in sorted(positions)]
+    if not isinstance(found, list) or not all(
+        isinstance(one, int | float) and not isinstance(one, bool) for one in found
+    ):
+        raise DataSetError(f"{path}: found {type(found).__name__}; allowed: a list of numbers, from position 1 on")
+    return tuple(map(float, found))

@@ -1,0 +1,154 @@
+"""Cells of a log joined with the catalogue and numbered: from the expressions of `log` to arrays, in DuckDB.
+
+What comes here is the log added up, so it is small whatever engine did that.
+"""
+
+# ruff: noqa: S608 - names in SQL are constants of ours, or quoted
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from opengcl.clicks.files import DOCUMENTS, quoted
+from opengcl.clicks.log import CLICK, LogOptions, counted
+from opengcl.clicks.scores import Counted
+from opengcl.data.problems import DataSetError
+from opengcl.data.schema import DOCUMENT_ID
+
+CELLS = "cells"
+"""Table of what `opengcl.clicks.log.aggregate` gives."""
+
+PAIRS = "pairs"
+"""Table made here: the numbered pairs, with ``pair``, ``text`` and ``doc_id``."""
+
+LONGEST_QUERY = 1000
+"""Queries with more characters are dropped: they are pasted text or attacks."""
+
+_BATCH = 100_000
+
+
+@dataclass(frozen=True)
+class SupportOptions:
+    """How often something must be seen to count at all.
+
+    Attributes:
+        max_position: Showings further down are dropped; None keeps all.
+        query_impressions: Impressions of a query, over all its documents.
+        query_clicks: Clicks of a query.
+        pair_impressions: Impressions of a pair.
+    """
+
+    max_position: int | None = None
+    query_impressions: float = 1
+    query_clicks: float = 1
+    pair_impressions: float = 1
+
+    def __post_init__(self) -> None:
+        """Checks the ranges.
+
+        Raises:
+            DataSetError: Naming the setting, what was found and what is allowed.
+        """
+        if self.max_position is not None and self.max_position < 1:
+            raise DataSetError(f"max_position: found {self.max_position}; allowed: 1 or more")
+        for name in ("query_impressions", "query_clicks", "pair_impressions"):
+            if not getattr(self, name) >= 0:
+                raise DataSetError(f"{name}: found {getattr(self, name)}; allowed: 0 or more")
+
+
+def normalised(query: str) -> str:
+    """A query as it is compared: NFKC, case folded, white space single (Unicode, UAX 15 and 21)."""
+    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", query).casefold())
+    return " ".join(folded.split())
+
+
+def query_id(text: str) -> str:
+    """The same for the same normalised text in every run: 80 bits of BLAKE2b, in hexadecimal."""
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
+
+
+def count_pairs(
+    connection: duckdb.DuckDBPyConnection, log: LogOptions, support: SupportOptions
+) -> tuple[Counted, dict[str, int], int]:
+    """Joins `CELLS` with the catalogue, drops what has too little support, and numbers the pairs into `PAIRS`.
+
+    Returns:
+        The counts, by pair and position; how many events each reason dropped; and how many pairs too little support.
+
+    Raises:
+        DataSetError: If nothing is left.
+    """
+    _spell(connection)
+    columns = [counted(kind) for kind in log.kinds]
+    sums = ", ".join(f"sum({quoted(one)}) AS {quoted(one)}" for one in columns)
+    connection.execute(
+        f"""CREATE TABLE judged AS SELECT *, CASE WHEN position IS NULL THEN 'without impression'
+            WHEN text IS NULL THEN 'query empty or too long' WHEN {DOCUMENT_ID} IS NULL THEN 'document not in catalogue'
+            WHEN position > {support.max_position or 1 << 30} THEN 'position beyond the limit' END AS reason
+        FROM {CELLS} LEFT JOIN spelling USING (query) LEFT JOIN (SELECT {DOCUMENT_ID} FROM {DOCUMENTS})
+            ON document = {DOCUMENT_ID}"""
+    )
+    connection.execute(f"DROP TABLE {CELLS}")
+    dropped = dict(
+        connection.sql(
+            "SELECT reason, sum(events)::BIGINT FROM judged WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
+        ).fetchall()
+    )
+    connection.execute(
+        f"""CREATE TABLE placed AS SELECT text, {DOCUMENT_ID}, position, randomised, {sums}
+        FROM judged WHERE reason IS NULL GROUP BY ALL"""
+    )
+    connection.execute("DROP TABLE judged")
+    connection.execute(
+        f"""CREATE TABLE kept AS SELECT text, {DOCUMENT_ID} FROM (
+            SELECT text, {DOCUMENT_ID}, sum(impressions) AS shown, sum(sum(impressions)) OVER of_query AS query_shown,
+                sum(sum({counted(CLICK)})) OVER of_query AS query_clicked
+            FROM placed GROUP BY text, {DOCUMENT_ID} WINDOW of_query AS (PARTITION BY text))
+        WHERE shown >= {support.pair_impressions} AND query_shown >= {support.query_impressions}
+            AND query_clicked >= {support.query_clicks}"""
+    )
+    connection.execute(
+        f"CREATE TABLE {PAIRS} AS SELECT row_number() OVER (ORDER BY text, {DOCUMENT_ID}) - 1 AS pair, * FROM kept"
+    )
+    before, after = (
+        connection.sql(f"SELECT count(*) FROM {one}").fetchall()[0][0]
+        for one in (f"(SELECT DISTINCT text, {DOCUMENT_ID} FROM placed)", PAIRS)
+    )
+    if not after:
+        raise DataSetError(
+            f"the log: no pair is left of {before:,}; dropped events: {dropped or 'none'}; allowed: pairs of documents "
+            "in the catalogue with enough impressions, and queries with clicks (--min-...)"
+        )
+    chosen = ", ".join(map(quoted, columns))
+    found = connection.sql(
+        f"SELECT pair, position, randomised, {chosen} FROM placed JOIN {PAIRS} USING (text, {DOCUMENT_ID}) ORDER BY ALL"
+    ).fetchnumpy()
+    connection.execute("DROP TABLE placed; DROP TABLE kept")
+    later = {kind: found[counted(kind)] for kind in log.follow_ups}
+    pair, position = (found[name].astype(np.int64) for name in ("pair", "position"))
+    counts = Counted(
+        pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later
+    )
+    return counts, dropped, before - after
+
+
+def _spell(connection: duckdb.DuckDBPyConnection) -> None:
+    """The table ``spelling``: each query of the log as it is compared, null if it cannot be used."""
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in connection.cursor().sql(f"SELECT DISTINCT query FROM {CELLS}").to_arrow_reader(_BATCH):
+            texts = [normalised(one) for one in batch.column(0).to_pylist()]
+            kept = [one if 0 < len(one) <= LONGEST_QUERY else None for one in texts]
+            yield pa.record_batch({"query": batch.column(0).cast(pa.string()), "text": pa.array(kept, pa.string())})
+
+    schema = pa.schema({"query": pa.string(), "text": pa.string()})
+    connection.register("incoming", pa.RecordBatchReader.from_batches(schema, batches()))
+    connection.execute("CREATE TABLE spelling AS FROM incoming")
+    connection.unregister("incoming")

@@ -1,0 +1,208 @@
+"""Logs and catalogues as files: Parquet, CSV, TSV or JSON Lines, one file, a folder, or a pattern."""
+
+# ruff: noqa: S608 - names in SQL are constants of ours, or quoted
+
+from __future__ import annotations
+
+import glob
+import hashlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import ibis
+import pyarrow as pa
+import pyarrow.types as pt
+from ibis.expr import types as ir
+from tqdm import tqdm
+
+from opengcl.data.problems import DataSetError, shown
+from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
+
+LOG, DOCUMENTS = "log", "documents"
+"""Names of the views in DuckDB."""
+
+_FORMATS = {
+    ".parquet": "parquet",
+    ".csv": "csv",
+    ".csv.gz": "csv",
+    ".tsv": "csv",
+    ".tsv.gz": "csv",
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".ndjson": "json",
+}
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Catalogue:
+    """The documents, as the view `DOCUMENTS` with a column ``doc_id`` of text.
+
+    Attributes:
+        fields: Model fields and their types.
+        splits: How the source says that splits are made.
+        files: What was read.
+    """
+
+    fields: dict[str, FieldType]
+    splits: SplitOptions
+    files: list[Path]
+
+
+def find_files(source: Path | str) -> list[Path]:
+    """The files that a name stands for, sorted: itself, those in a folder (and below), or those of a pattern.
+
+    Raises:
+        DataSetError: If there are none, or their formats differ or are unknown.
+    """
+    path = Path(source)
+    if path.is_dir():
+        found = sorted(one for one in path.rglob("*") if one.is_file() and _format(one))
+    elif path.exists():
+        found = [path]
+    else:
+        found = sorted(Path(one) for one in glob.glob(str(source), recursive=True) if Path(one).is_file())  # noqa: PTH207 - a pattern may be absolute
+    if not found:
+        raise DataSetError(f"{source}: no such file; allowed: a file, folder or pattern of {', '.join(_FORMATS)}")
+    formats = {_format(one): one for one in found}
+    if None in formats:
+        raise DataSetError(
+            f"{formats[None]}: found the ending {formats[None].suffix!r}; allowed: {', '.join(_FORMATS)}"
+        )
+    if len(formats) > 1:
+        raise DataSetError(
+            f"{source}: found files of {' and '.join(sorted(map(str, formats)))}; allowed: of one format"
+        )
+    return found
+
+
+def open_log(connection: duckdb.DuckDBPyConnection, source: Path | str) -> tuple[ir.Table, list[Path]]:
+    """A log's files as the view `LOG`, and as an Ibis table of that name, which is compiled for DuckDB and run there.
+
+    Raises:
+        DataSetError: If it cannot be read.
+    """
+    files = find_files(source)
+    relation = _read(connection, files)
+    with reading(source):
+        relation.create_view(LOG)
+    return ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, LOG)), name=LOG), files
+
+
+def open_catalogue(
+    connection: duckdb.DuckDBPyConnection, source: Path | str, *, id_column: str | None, fields: Sequence[str] | None
+) -> Catalogue:
+    """The documents of a data set's folder, or of a table.
+
+    Args:
+        connection: Where the view is made.
+        source: A data set's folder, or files as for `find_files`.
+        id_column: Column of the ids; ``doc_id`` by default.
+        fields: Columns that are model fields: texts and numbers as text, bytes and ``{bytes, path}`` as pictures. By
+            default a data set's own, and of a table ``title``.
+
+    Raises:
+        DataSetError: If it cannot be read, a column is missing, or an id is null, empty or there twice.
+    """
+    folder = Path(source)
+    schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
+    files = [folder / "documents.parquet"] if schema else find_files(source)
+    relation = _read(connection, files)
+    identifier = id_column or DOCUMENT_ID
+    names = list(fields or (schema.documents if schema else ["title"]))
+    for name in [identifier, *names]:
+        if name not in relation.columns:
+            raise DataSetError(
+                f"{source}: no column {shown(name)}; it has {', '.join(relation.columns)} "
+                "(--doc-id and --fields name others)"
+            )
+    if DOCUMENT_ID in names or SPLIT in names:
+        raise DataSetError(
+            f"{source}: found the field {shown(DOCUMENT_ID if DOCUMENT_ID in names else SPLIT)}; allowed: "
+            "any other column"
+        )
+    types = {one.name: one.type for one in _relation_schema(relation)}
+    kinds = {name: _kind(source, name, types[name]) for name in names}
+    columns = [f"CAST({quoted(identifier)} AS VARCHAR) AS {DOCUMENT_ID}"]
+    for name in relation.columns:
+        if name in (identifier, DOCUMENT_ID, SPLIT):
+            continue
+        whole = f"CAST({quoted(name)} AS VARCHAR) AS {quoted(name)}"
+        columns.append(whole if kinds.get(name) == "text" else quoted(name))
+    with reading(source):
+        relation.select(", ".join(columns)).create_view(DOCUMENTS)
+        _check_ids(connection, source)
+    return Catalogue(kinds, schema.splits if schema else SplitOptions(), files)
+
+
+def hashes(files: Sequence[Path], *, progress: bool) -> str:
+    """SHA-256 over the names and contents of files, in order."""
+    total = sum(one.stat().st_size for one in files)
+    whole = hashlib.sha256()
+    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar:
+        for path in files:
+            whole.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            with path.open("rb") as file:
+                while chunk := file.read(_CHUNK):
+                    whole.update(chunk)
+                    bar.update(len(chunk))
+    return whole.hexdigest()
+
+
+def quoted(name: str) -> str:
+    """A column's name in SQL."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+@contextmanager
+def reading(source: Path | str) -> Iterator[None]:
+    """Errors of DuckDB, while it reads or computes, as errors about a source."""
+    try:
+        yield
+    except duckdb.Error as error:
+        raise DataSetError(f"{source}: cannot be read: {error}") from error
+
+
+def _format(path: Path) -> str | None:
+    return next((kind for ending, kind in _FORMATS.items() if path.name.lower().endswith(ending)), None)
+
+
+def _read(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.DuckDBPyRelation:
+    """All of a CSV as text, so that an id such as 007 stays one."""
+    names, kind = [str(one) for one in files], _format(files[0])
+    with reading(files[0]):
+        if kind == "parquet":
+            return connection.read_parquet(names)
+        if kind == "csv":
+            return connection.read_csv(names, header=True, all_varchar=True)
+        return connection.read_json(names, format="newline_delimited")
+
+
+def _relation_schema(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
+    return relation.limit(0).to_arrow_table().schema
+
+
+def _arrow_schema(connection: duckdb.DuckDBPyConnection, view: str) -> pa.Schema:
+    return _relation_schema(connection.sql(f"FROM {view}"))
+
+
+def _kind(source: Path | str, name: str, found: pa.DataType) -> FieldType:
+    if pt.is_binary(found) or pt.is_large_binary(found) or pt.is_struct(found):
+        return "image"
+    if pt.is_string(found) or pt.is_large_string(found) or pt.is_integer(found) or pt.is_floating(found):
+        return "text"
+    raise DataSetError(f"{source}, column '{name}': found type {found}; allowed: text, numbers, or pictures as bytes")
+
+
+def _check_ids(connection: duckdb.DuckDBPyConnection, source: Path | str) -> None:
+    empty = connection.sql(f"SELECT count(*) FROM {DOCUMENTS} WHERE coalesce({DOCUMENT_ID}, '') = ''").fetchall()
+    if empty[0][0]:
+        raise DataSetError(f"{source}: found {empty[0][0]:,} rows with a null or empty id; allowed: none")
+    twice = connection.sql(
+        f"SELECT {DOCUMENT_ID}, count(*) FROM {DOCUMENTS} GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
+    ).fetchall()
+    for identifier, rows in twice:
+        raise DataSetError(f"{source}: found the id {shown(identifier)} in {rows:,} rows; allowed: each id once")
