@@ -27,4 +27,6 @@ def connect(temporary: Path, *, memory: str = MEMORY, threads: int | None = None
     }
     if threads is not None:
         settings["threads"] = threads
-    return duckdb.connect(":memory:", config=settings)
+    database = duckdb.connect(":memory:", config=settings)
+    database.execute("SET enable_progress_bar = false")  # it would write to stdout
+    return database

@@ -121,8 +121,15 @@ class EsciSource:
             "score": pa.array([self.gains.get(str(one)) for one in labels], pa.float64()),
             "label": pa.array(labels, pa.large_string()),
         }
-        told = {"score_column": "esci_label", "allowed_score": " or ".join(self.gains)}
-        yield Batch("qrels", pa.RecordBatch.from_pydict(pairs), file, numbers=numbers, raw_score=raw, **told)
+        yield Batch(
+            "qrels",
+            pa.RecordBatch.from_pydict(pairs),
+            file,
+            numbers=numbers,
+            raw_score=raw,
+            score_column="esci_label",
+            allowed_score=" or ".join(self.gains),
+        )
 
     def _wanted(self, locale: pa.Array) -> pa.Array:
         return pc.is_in(locale, pa.array(list(self.locales), pa.large_string()))

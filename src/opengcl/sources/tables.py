@@ -82,8 +82,8 @@ class TableSource:
         if side == "documents":
             return Batch("documents", mapping.document_rows(rows.batch, file), file, rows.first)
         pairs, raw = mapping.qrels_rows(rows.batch, file)
-        told = {"score_column": str(mapping.score_column), "allowed_score": mapping.allowed_score}
-        return Batch("qrels", pairs, file, rows.first, raw_score=raw, **told)
+        column, allowed = str(mapping.score_column), mapping.allowed_score
+        return Batch("qrels", pairs, file, rows.first, raw_score=raw, score_column=column, allowed_score=allowed)
 
     def _completed(self) -> TableMapping:
         tables = (self.queries or self.qrels, self.documents or self.qrels, self.qrels)
