@@ -6,6 +6,7 @@ import typer
 
 from opengcl.cli.data_curate import curate
 from opengcl.cli.data_import import import_data
+from opengcl.cli.data_logs import from_logs
 from opengcl.cli.data_look import check, sample, show, split
 
 app = typer.Typer(
@@ -20,6 +21,7 @@ def data() -> None:
 
 app.command("import")(import_data)
 app.command("curate")(curate)
+app.command("from-logs")(from_logs)
 app.command("check")(check)
 app.command("show")(show)
 app.command("split")(split)

@@ -234,9 +234,14 @@ def _fill_cells(connection: duckdb.DuckDBPyConnection, cells: ir.Table) -> None:
     if cells.op().find(_unbound()):
         connection.execute(f"CREATE TABLE {CELLS} AS {_sql(cells)}")
         return
-    connection.register("incoming", cells.to_pyarrow_batches())
+    connection.register("incoming", _batches(cells))
     connection.execute(f"CREATE TABLE {CELLS} AS FROM incoming")
     connection.unregister("incoming")
+
+
+def _batches(cells: ir.Table) -> Any:
+    """A stream from the log's own backend; of DuckDB a table, as Ibis 12 streams by a method that DuckDB 2 has not."""
+    return cells.to_pyarrow() if cells.get_backend().name == "duckdb" else cells.to_pyarrow_batches()
 
 
 def _count_repeats(connection: duckdb.DuckDBPyConnection, report: Report) -> None:
@@ -333,7 +338,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, tuple):
-        return list(value)
+        return [float(one) for one in value]
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -125,7 +125,8 @@ def open_catalogue(
             "any other column"
         )
     types = {one.name: one.type for one in _relation_schema(relation)}
-    kinds = {name: _kind(source, name, types[name]) for name in names}
+    declared = schema.documents if schema else {}
+    kinds = {name: _kind(source, name, types[name], declared.get(name)) for name in names}
     columns = [f"CAST({quoted(identifier)} AS VARCHAR) AS {DOCUMENT_ID}"]
     for name in relation.columns:
         if name in (identifier, DOCUMENT_ID, SPLIT):
@@ -135,6 +136,8 @@ def open_catalogue(
     with reading(source):
         relation.select(", ".join(columns)).create_view(DOCUMENTS)
         _check_ids(connection, source)
+        for name in (one for one in kinds if pt.is_struct(types[one])):
+            _check_bytes(connection, source, name)
     return Catalogue(kinds, schema.splits if schema else SplitOptions(), files)
 
 
@@ -189,9 +192,13 @@ def _arrow_schema(connection: duckdb.DuckDBPyConnection, view: str) -> pa.Schema
     return _relation_schema(connection.sql(f"FROM {view}"))
 
 
-def _kind(source: Path | str, name: str, found: pa.DataType) -> FieldType:
+def _kind(source: Path | str, name: str, found: pa.DataType, declared: FieldType | None) -> FieldType:
     if pt.is_binary(found) or pt.is_large_binary(found) or pt.is_struct(found):
         return "image"
+    if declared == "image":
+        raise DataSetError(
+            f"{source}, column '{name}': found paths; allowed: pictures as bytes, as files are not copied"
+        )
     if pt.is_string(found) or pt.is_large_string(found) or pt.is_integer(found) or pt.is_floating(found):
         return "text"
     raise DataSetError(f"{source}, column '{name}': found type {found}; allowed: text, numbers, or pictures as bytes")
@@ -206,3 +213,15 @@ def _check_ids(connection: duckdb.DuckDBPyConnection, source: Path | str) -> Non
     ).fetchall()
     for identifier, rows in twice:
         raise DataSetError(f"{source}: found the id {shown(identifier)} in {rows:,} rows; allowed: each id once")
+
+
+def _check_bytes(connection: duckdb.DuckDBPyConnection, source: Path | str, name: str) -> None:
+    """Of pictures as ``{bytes, path}``, refuses paths alone."""
+    column = quoted(name)
+    ((paths,),) = connection.sql(
+        f"SELECT count(*) FROM {DOCUMENTS} WHERE {column}.bytes IS NULL AND {column}.path IS NOT NULL"
+    ).fetchall()
+    if paths:
+        raise DataSetError(
+            f"{source}, column '{name}': found {paths:,} paths without bytes; allowed: pictures as bytes"
+        )
