@@ -62,6 +62,7 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
+        self._contents.clear()  # its memory is wanted for what comes next
 
     def add(self, batch: Batch) -> None:
         """Checks some rows and writes those that are new."""
