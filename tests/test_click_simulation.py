@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from benchmarks.ranking import clicks
-from benchmarks.ranking.clicks import Log, Pairs, Scoring, Simulation
+from benchmarks.ranking.clicks import Pairs, Scoring
 
+from opengcl.clicks import simulate as simulator
+from opengcl.clicks.simulate import Log, Simulation
 from opengcl.data import RankedDataset, Schema, write_dataset
 
 SHOP = Simulation(sessions=12_000, popularity=0.5, depth=8, distractors=10, ranker_noise=0.5)
@@ -49,7 +51,7 @@ def truth(tmp_path_factory) -> RankedDataset:
 
 @pytest.fixture(scope="module")
 def log(truth) -> Log:
-    return clicks.simulate(truth, SHOP, seed=3)
+    return simulator.simulate(truth, SHOP, seed=3)
 
 
 @pytest.fixture(scope="module")
@@ -57,120 +59,9 @@ def pairs(log) -> Pairs:
     return clicks.score_log(log, SCORING)
 
 
-def model_counts(seed: int, pairs: int, impressions: int) -> tuple[np.ndarray, ...]:
-    """Counts of a position-based model: every pair at every of 6 positions."""
-    rng = np.random.default_rng(seed)
-    theta, alpha = np.array([1, 0.7, 0.5, 0.3, 0.25, 0.1]), rng.beta(2, 3, pairs)
-    pair, position = np.divmod(np.arange(6 * pairs), 6)
-    shown = np.full(6 * pairs, impressions)
-    return theta, alpha, pair, position + 1, shown, rng.binomial(shown, theta[position] * alpha[pair])
-
-
-def test_em_recovers_examination_and_attractiveness():
-    theta, alpha, *counts = model_counts(0, pairs=400, impressions=300)
-    found_theta, found_alpha = clicks.fit_position_model(*counts)
-    np.testing.assert_allclose(found_theta, theta, atol=0.012)
-    assert np.abs(found_alpha - alpha).mean() < 0.015
-
-
-def test_em_recovers_examination_where_good_documents_stand_higher():
-    """What a click rate by position cannot: there the lower positions look worse than they are."""
-    theta, alpha, pair, position, _, _ = model_counts(1, pairs=400, impressions=1)
-    rank = np.argsort(np.argsort(-alpha))
-    shown = 40 + 600 * (np.abs(position - 1 - 6 * rank[pair] / 400) < 1)
-    clicked = np.random.default_rng(2).binomial(shown, theta[position - 1] * alpha[pair])
-    naive = np.bincount(position - 1, clicked) / np.bincount(position - 1, shown)
-    found, _ = clicks.fit_position_model(pair, position, shown, clicked)
-    assert np.abs(naive / naive[0] - theta).max() > 0.1
-    np.testing.assert_allclose(found, theta, atol=0.025)
-
-
-def test_em_ends_where_the_likelihood_is_flat():
-    theta, alpha, pair, position, shown, clicked = model_counts(3, pairs=30, impressions=500)
-    found = clicks.fit_position_model(pair, position, shown, clicked)
-
-    def likelihood(theta: np.ndarray, alpha: np.ndarray) -> float:
-        rate = theta[position - 1] * alpha[pair]
-        return float((clicked * np.log(rate) + (shown - clicked) * np.log1p(-rate)).sum())
-
-    best = likelihood(*found)
-    assert best > likelihood(theta, alpha)
-    for row in range(1, 6):
-        for factor in (0.97, 1.03):
-            moved = found[0].copy()
-            moved[row] *= factor
-            assert likelihood(moved, found[1]) < best
-
-
-def rates_of(successes: list[int], trials: list[int]) -> np.ndarray:
-    """Expected rates of plain trials, every one looked at."""
-    return clicks.expected_rates(np.array(successes)[:, None], np.array(trials)[:, None], np.ones(1))[0]
-
-
-def test_the_distribution_of_the_rates_is_recovered():
-    """Two heaps, which no Beta distribution has, told from few trials that are mostly not looked at."""
-    rng = np.random.default_rng(0)
-    looks = np.array([1, 0.5, 0.2])
-    true = np.where(rng.random(20_000) < 0.6, 0.05, 0.65)
-    trials = rng.integers(2, 9, (20_000, 3))
-    found, weights = clicks.expected_rates(rng.binomial(trials, looks * true[:, None]), trials, looks)
-    assert weights.sum() == pytest.approx(1)
-    assert weights[clicks.RATES < 0.2].sum() == pytest.approx(0.6, abs=0.02)
-    assert weights @ clicks.RATES == pytest.approx(true.mean(), abs=0.005)
-    assert ((found - true) ** 2).mean() < 0.02
-
-
-def test_expected_rates_are_those_of_a_loop():
-    """Posterior means under the weights that were found, a pair and a position at a time."""
-    rng = np.random.default_rng(1)
-    looks = np.array([1, 0.3])
-    trials = rng.integers(0, 6, (40, 2))
-    successes = rng.binomial(trials, looks * rng.random((40, 1)))
-    found, weights = clicks.expected_rates(successes, trials, looks)
-    for pair in range(40):
-        above = below = 0.0
-        for rate, weight in zip(clicks.RATES.tolist(), weights.tolist(), strict=True):
-            for position in range(2):
-                hit = looks[position] * rate
-                weight *= hit ** successes[pair, position] * (1 - hit) ** (
-                    trials[pair, position] - successes[pair, position]
-                )
-            above, below = above + weight * rate, below + weight
-        assert found[pair] == pytest.approx(above / below)
-
-
-def test_equal_rates_are_pulled_to_their_mean():
-    rng = np.random.default_rng(0)
-    successes = rng.binomial(20, 0.3, 2000)
-    found = rates_of(successes.tolist(), [20] * 2000)
-    assert found.std() < 0.3 * (successes / 20).std()
-    assert found.mean() == pytest.approx((successes / 20).mean(), abs=0.003)
-
-
-def test_nothing_known_is_the_mean_and_much_known_is_the_rate():
-    rng = np.random.default_rng(0)
-    trials = [0, 1, 100_000, *[30] * 500]
-    successes = [0, 1, 89_000, *rng.binomial(30, rng.beta(2, 3, 500)).tolist()]
-    nothing, one, many = rates_of(successes, trials)[:3]
-    assert nothing == pytest.approx(0.4, abs=0.03)
-    assert nothing < one < 0.6
-    assert many == pytest.approx(0.89, abs=0.01)  # the step of the grid is .02
-
-
-def test_a_click_far_down_says_less_than_many():
-    """Six results at a position hardly looked at, one clicked: not a rate near 1, as clicks over examinations say."""
-    looks = np.array([1, 0.05])
-    rng = np.random.default_rng(0)
-    known = rng.binomial(40, rng.beta(2, 3, 500))
-    successes = np.concatenate([[[0, 1]], np.stack([known, np.zeros(500, int)], axis=1)])
-    trials = np.concatenate([[[0, 6]], np.tile([40, 0], (500, 1))])
-    found = clicks.expected_rates(successes, trials, looks)[0]
-    assert 0.4 < found[0] < 0.6 < 1 / (6 * 0.05)
-
-
 def test_candidates_are_seen_and_each_once(truth):
     for query in truth.splits.query_rows("in_domain").tolist():
-        documents, relevance = clicks.candidates(truth, query, 150, np.random.default_rng(query))
+        documents, relevance = simulator.candidates(truth, query, 150, np.random.default_rng(query))
         known = dict(zip(*(column.tolist() for column in truth.qrels.judged(query)), strict=True))
         assert len(set(documents.tolist())) == len(documents) == (relevance > 0).sum() + 150
         assert truth.splits.document_seen[documents].all()
@@ -180,7 +71,7 @@ def test_candidates_are_seen_and_each_once(truth):
 
 def test_counts_are_those_of_a_loop():
     rng = np.random.default_rng(0)
-    shown, clicked, bought = clicks.sample_events(np.linspace(0, 1, 7), 50, dataclasses.replace(SHOP, depth=4), rng)
+    shown, clicked, bought = simulator.sample_events(np.linspace(0, 1, 7), 50, dataclasses.replace(SHOP, depth=4), rng)
     assert shown.shape == (50, 4)
     assert all(len(set(row)) == 4 for row in shown.tolist())
     cells: dict[tuple[int, int], list[int]] = {}
@@ -190,14 +81,14 @@ def test_counts_are_those_of_a_loop():
             cell[0] += 1
             cell[1] += int(clicked[session, place])
             cell[2] += int(bought[session, place])
-    counted = zip(*(column.tolist() for column in clicks.count_events((shown, clicked, bought))), strict=True)
+    counted = zip(*(column.tolist() for column in simulator.count_events((shown, clicked, bought))), strict=True)
     assert {(place, position): counts for place, position, *counts in counted} == cells
 
 
 def test_rates_of_the_user_are_those_of_the_model():
     shop = dataclasses.replace(SHOP, depth=3, ranker_noise=0, session_noise=9, eta=0.7, click_gamma=2)
     relevance = np.array([1.0, 0.5, 0.0])
-    shown, clicked, bought = clicks.sample_events(relevance, 60_000, shop, np.random.default_rng(0))
+    shown, clicked, bought = simulator.sample_events(relevance, 60_000, shop, np.random.default_rng(0))
     for place, alpha, purchase in ((0, 0.8, 0.3), (1, 0.05 + 0.75 / 4, 0.3 / 4), (2, 0.05, 0.0)):
         for position in range(3):
             here = shown[:, position] == place
@@ -230,12 +121,12 @@ def test_novel_judgments_change_nothing(truth, log, tmp_path):
     write_dataset(tmp_path / "data", truth.schema, *tables, qrels.take(order[kept]))
     blind = RankedDataset.open(tmp_path / "data", cache_dir=tmp_path / "cache", progress=False)
     assert len(blind.qrels) < len(truth.qrels)
-    for one, other in zip(clicks.simulate(blind, SHOP, seed=3), log, strict=True):
+    for one, other in zip(simulator.simulate(blind, SHOP, seed=3), log, strict=True):
         np.testing.assert_array_equal(one, other)
 
 
 def test_the_seed_decides_everything(truth, log, pairs):
-    again, other = clicks.simulate(truth, SHOP, seed=3), clicks.simulate(truth, SHOP, seed=4)
+    again, other = simulator.simulate(truth, SHOP, seed=3), simulator.simulate(truth, SHOP, seed=4)
     for one, two in zip(again, log, strict=True):
         np.testing.assert_array_equal(one, two)
     assert len(other.query) != len(log.query) or (other.clicks != log.clicks).any()
@@ -252,7 +143,7 @@ def test_debiased_orders_beat_the_click_rate(truth, log, pairs):
 
 
 def test_without_position_bias_theta_is_flat(truth):
-    flat = clicks.score_log(clicks.simulate(truth, dataclasses.replace(SHOP, eta=0), seed=0), SCORING)
+    flat = clicks.score_log(simulator.simulate(truth, dataclasses.replace(SHOP, eta=0), seed=0), SCORING)
     np.testing.assert_allclose(flat.fitted["theta"], 1, atol=0.06)
 
 
@@ -277,7 +168,7 @@ def test_purchases_raise_worth(log):
 def test_ndcg_of_the_lists_shown_is_that_of_their_sessions(truth):
     """Session by session, as loops."""
     shop = dataclasses.replace(SHOP, sessions=300, depth=12)
-    log = clicks.simulate(truth, shop, seed=1)
+    log = simulator.simulate(truth, shop, seed=1)
     means = []
     for query in np.unique(log.query).tolist():
         documents, scores = truth.qrels.judged(query)
@@ -287,7 +178,7 @@ def test_ndcg_of_the_lists_shown_is_that_of_their_sessions(truth):
         sessions = sum(shown for _, _, position, shown in here if position == 1)
         gain = sum(shown * known.get(document, 0) / np.log2(position + 1) for _, document, position, shown in here)
         means.append(gain / sessions / ideal)
-    pairs = clicks.score_log(clicks.simulate(truth, SHOP, seed=1), SCORING)
+    pairs = clicks.score_log(simulator.simulate(truth, SHOP, seed=1), SCORING)
     assert clicks.compare(truth, log, pairs, seed=0)["shown_ndcg@10"] == pytest.approx(np.mean(means), abs=1e-4)
 
 
@@ -333,7 +224,7 @@ def test_true_scores_are_zero_where_unjudged(truth):
 
 
 def test_a_log_too_short_is_an_error(truth):
-    short = clicks.simulate(truth, dataclasses.replace(SHOP, sessions=40), seed=0)
+    short = simulator.simulate(truth, dataclasses.replace(SHOP, sessions=40), seed=0)
     with pytest.raises(ValueError, match=r"no pair has 50 impressions \(fit_impressions\)"):
         clicks.score_log(short, SCORING)
 

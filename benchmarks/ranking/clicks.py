@@ -27,55 +27,17 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float, Int
-from numpy.random import Generator, default_rng
+from numpy.random import default_rng
 
+from opengcl.clicks.model import SMALLEST, fit_position_model
+from opengcl.clicks.rates import expected_rates
+from opengcl.clicks.scores import percentiles
+from opengcl.clicks.simulate import Log, Simulation, simulate
 from opengcl.compare import bootstrap_interval
 from opengcl.data import RankedDataset, write_dataset
 from opengcl.metrics import ndcg
 
-Cells = Int[np.ndarray, " cells"]
 Values = Float[np.ndarray, " pairs"]
-Table = Float[np.ndarray, "pairs positions"]
-Events = tuple[np.ndarray, np.ndarray, np.ndarray]  # (sessions, depth): place of the document shown, clicked?, bought?
-
-_STEPS, _STILL = 200, 1e-5  # the EM stops after so many, or when no theta moves by more
-_SMALLEST = 1e-12  # keeps what is divided by above zero
-RATES = (np.arange(50) + 0.5) / 50
-"""What an attractiveness or a purchase rate can be."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Simulation:
-    """The shop, its ranker and its user. Relevance rel is the true score over the data set's highest, in [0, 1]."""
-
-    sessions: int = 400_000
-    """Result lists shown, over all queries; a list is ``depth`` impressions."""
-    popularity: float = 1.2
-    """Standard deviation of a query's log share of the sessions (log-normal); 0: all queries alike."""
-    depth: int = 20
-    """Positions shown in a list."""
-    distractors: int = 60
-    """Random unjudged documents, rel 0, that the ranker has for each query beside the judged ones."""
-    ranker_noise: float = 0.7
-    session_noise: float = 0.3
-    """Standard deviations, in units of rel, of the ranker's error about a pair: the same in all sessions, and new in
-    each, so that a document is seen at several positions."""
-    eta: float = 1.0
-    """Steepness of the position bias: theta_k = (1 / k)^eta."""
-    click_floor: float = 0.05
-    click_ceiling: float = 0.8
-    click_gamma: float = 1.0
-    """P(click | examined) = floor + (ceiling - floor) rel^gamma."""
-    purchase_ceiling: float = 0.3
-    purchase_gamma: float = 2.0
-    """P(purchase | click) = ceiling rel^gamma."""
-
-    def __post_init__(self) -> None:
-        bounds = {"click_floor": (0, self.click_ceiling), "click_ceiling": (0, 1), "purchase_ceiling": (0, 1)}
-        for name, value in dataclasses.asdict(self).items():
-            low, high = bounds.get(name, (1 if name in ("sessions", "depth") else 0, np.inf))
-            if not low <= value <= high:
-                raise ValueError(f"{name} is {value}; allowed: {low} to {high}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,17 +54,6 @@ class Scoring:
     high where such pairs mostly are, in the lower positions (incidental parameters)."""
 
 
-class Log(NamedTuple):
-    """An aggregated log: a cell for each (query, document, position) that was shown, query by query."""
-
-    query: Cells  # row in the data set's queries
-    document: Cells  # row in its documents
-    position: Cells  # 1 is the top
-    impressions: Cells  # at least 1
-    clicks: Cells
-    purchases: Cells
-
-
 class Pairs(NamedTuple):
     """What a log says of the (query, document) pairs that it shows, sorted by query and document."""
 
@@ -113,112 +64,6 @@ class Pairs(NamedTuple):
     estimates: dict[str, Values]  # how good the pair is, by method; only orders are compared
     score: Values  # percentile of the last estimate among all supported pairs, in [1, 100]
     fitted: dict[str, list[float]]  # theta by position, and the weights of `RATES`
-
-
-def simulate(dataset: RankedDataset, settings: Simulation, seed: int) -> Log:
-    """A log over the seen queries that have a judged seen document, and over seen documents only."""
-    if dataset.schema.score_min < 0:
-        raise ValueError(f"the data set's scores begin at {dataset.schema.score_min}; allowed: 0 or more, as relevance")
-    queries = dataset.splits.query_rows("in_domain")
-    rng = default_rng([seed, 0])
-    popularity = np.exp(settings.popularity * rng.standard_normal(len(queries)))
-    sessions = rng.multinomial(settings.sessions, popularity / popularity.sum())
-    parts = []
-    for query, count in zip(queries.tolist(), sessions.tolist(), strict=True):
-        rng = default_rng([seed, 1, query])
-        documents, relevance = candidates(dataset, query, settings.distractors, rng)
-        place, *counts = count_events(sample_events(relevance, count, settings, rng))
-        parts.append(np.stack([np.full(len(place), query), documents[place], *counts]))
-    return Log(*np.concatenate(parts, axis=1).astype(np.int32))
-
-
-def candidates(dataset: RankedDataset, query: int, distractors: int, rng: Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Rows and relevance in [0, 1] of the seen documents that the ranker has for a query, judged ones first."""
-    judged, score = dataset.qrels.judged(query)
-    seen = dataset.splits.document_seen[judged]
-    judged, score = judged[seen], score[seen]
-    half = dataset.splits.document_rows("in_domain")
-    drawn = rng.choice(half, min(len(half), distractors + len(judged)), replace=False)
-    others = drawn[~np.isin(drawn, judged)][:distractors]
-    relevance = np.concatenate([score / dataset.schema.score_max, np.zeros(len(others))])
-    return np.concatenate([judged, others]), relevance
-
-
-def sample_events(relevance: np.ndarray, sessions: int, settings: Simulation, rng: Generator) -> Events:
-    """Sessions of one query, event by event; its candidates have these relevances."""
-    opinion = relevance + settings.ranker_noise * rng.standard_normal(len(relevance))
-    moved = opinion + settings.session_noise * rng.standard_normal((sessions, len(opinion)))
-    shown = np.argsort(-moved, axis=1)[:, : settings.depth]
-    examination = (1.0 / np.arange(1, shown.shape[1] + 1)) ** settings.eta
-    span = settings.click_ceiling - settings.click_floor
-    attractiveness = settings.click_floor + span * relevance**settings.click_gamma
-    purchase = settings.purchase_ceiling * relevance**settings.purchase_gamma
-    clicked = rng.random(shown.shape) < examination * attractiveness[shown]
-    return shown, clicked, clicked & (rng.random(shown.shape) < purchase[shown])
-
-
-def count_events(events: Events) -> tuple[Cells, Cells, Cells, Cells, Cells]:
-    """Adds events up: document's place, position, impressions, clicks and purchases of each cell that was shown."""
-    shown, clicked, bought = events
-    depth = shown.shape[1]
-    cell = shown * depth + np.arange(depth)
-    size = cell.max(initial=0) + 1
-    counts = [np.bincount(one, minlength=size) for one in (cell.ravel(), cell[clicked], cell[bought])]
-    found = np.flatnonzero(counts[0])
-    impressions, clicks, purchases = (count[found] for count in counts)
-    return found // depth, found % depth + 1, impressions, clicks, purchases
-
-
-def fit_position_model(pair: Cells, position: Cells, impressions: Cells, clicks: Cells) -> tuple[np.ndarray, Values]:
-    """Theta by position and alpha by pair (an index without gaps), by maximum likelihood, in [0, 1].
-
-    EM (Chuklin et al. 2015, section 4.2) on counts. E: a result without click was examined with probability
-    theta (1 - alpha) / (1 - theta alpha), and attractive with alpha (1 - theta) / (1 - theta alpha). M: theta and
-    alpha are the expected shares of the impressions. Only their product is identified, so theta_1 = 1.
-    """
-    place = position - 1
-    shown, of_pair = np.maximum(np.bincount(place, impressions), 1), np.bincount(pair, impressions)
-    theta = np.bincount(place, clicks) / shown
-    theta = np.minimum(theta / max(theta[0], _SMALLEST), 1)
-    alpha = np.bincount(pair, clicks) / np.maximum(np.bincount(pair, impressions * theta[place]), _SMALLEST)
-    alpha = np.minimum(alpha, 1)
-    for _ in range(_STEPS):
-        looked, liked = theta[place], alpha[pair]
-        missed = (impressions - clicks) / np.maximum(1 - looked * liked, _SMALLEST)
-        new = np.bincount(place, clicks + missed * looked * (1 - liked)) / shown
-        alpha = np.minimum(np.bincount(pair, clicks + missed * liked * (1 - looked)) / of_pair * new[0], 1)
-        new = np.minimum(new / max(new[0], _SMALLEST), 1)
-        moved, theta = np.abs(new - theta).max(), new
-        if moved < _STILL:
-            break
-    return theta, alpha
-
-
-def expected_rates(successes: Table, trials: Table, looks: Values) -> tuple[Values, Values]:
-    """Posterior mean of each pair's rate alpha, given the distribution of the rates of all pairs.
-
-    A pair's trials at position k succeed with probability looks_k alpha. Nothing is assumed of the distribution: it is
-    a weight on each of `RATES`, by maximum marginal likelihood (Kiefer & Wolfowitz 1956), with EM (Laird 1978). So a
-    pair with few trials stays near what most pairs are, and one with many goes where its own successes are.
-
-    Args:
-        successes: Counts, at most the trials.
-        trials: Counts.
-        looks: Probabilities in [0, 1], by position.
-
-    Returns:
-        The means in (0, 1), and the weight of each of `RATES`, which sum to 1.
-    """
-    succeeding = np.maximum(looks[:, None], _SMALLEST) * RATES
-    likelihood = successes @ np.log(succeeding) + (trials - successes) @ np.log1p(-succeeding)
-    likelihood = np.exp(likelihood - likelihood.max(axis=1, keepdims=True))
-    weights = np.full(len(RATES), 1 / len(RATES))
-    for _ in range(_STEPS):
-        new = weights * (likelihood.T @ (1 / (likelihood @ weights))) / len(likelihood)
-        moved, weights = np.abs(new - weights).max(), new
-        if moved < _STILL:
-            break
-    return likelihood @ (weights * RATES) / (likelihood @ weights), weights
 
 
 def score_log(log: Log, settings: Scoring) -> Pairs:
@@ -256,12 +101,11 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
     estimates = {
         "ranker": -np.bincount(pair, log.impressions * log.position) / impressions,
         "ctr": clicks / impressions,
-        "pbm": clicks / np.maximum(looked, _SMALLEST),
+        "pbm": clicks / np.maximum(looked, SMALLEST),
         "alpha": alpha,
         "worth": worth,
     }
-    below = np.searchsorted(np.sort(worth[supported]), worth)
-    score = 1 + 99 * np.minimum(below / max(supported.sum() - 1, 1), 1)
+    score = percentiles(worth, supported)
     fitted = {"theta": theta, "attractiveness": attractive, "purchases": bought}
     rounded = {name: values.round(4).tolist() for name, values in fitted.items()}
     return Pairs(
