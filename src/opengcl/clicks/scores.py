@@ -21,6 +21,7 @@ Bias = Literal["auto", "model", "randomised", "none"]
 VALUES = {CLICK: 1.0, "cart": 1.0, "purchase": 2.0}
 """What events are worth, where nothing else is said."""
 
+_ENOUGH_RANDOM = 200  # clicks a position: a relative error of about 10%
 _PRIOR_PAIRS = 100_000
 _BLOCK = 4_000_000
 
@@ -34,7 +35,8 @@ class ScoreOptions:
         values: Kind of event -> worth; an event's worth comes on top of the click's that led to it.
         scale: `percentile`, or `linear` between the smallest and the largest worth.
         position_bias: `model` (EM), `randomised` (from lists in random order), `none` (all positions are looked at
-            alike), `auto` (randomised if the log has enough such lists, else the model), or propensities by position.
+            alike), `auto` (randomised if such lists have 200 clicks at each position, else the model), or propensities
+            by position.
         clip: Smallest propensity that `ips` divides by.
         fit_impressions: The model is fitted on pairs shown so often. With fewer, alpha follows a handful of clicks, and
             theta comes out too high where such pairs mostly are, in the lower positions (incidental parameters).
@@ -120,7 +122,7 @@ def find_propensities(counts: Counted, options: ScoreOptions) -> Propensities:
         return Propensities(np.array(bias[:depth]), "given")
     if bias == "none":
         return Propensities(np.ones(depth), "none")
-    if bias == "randomised" or (bias == "auto" and _enough_randomised(counts, options, depth)):
+    if bias == "randomised" or (bias == "auto" and _enough_randomised(counts, depth)):
         if not counts.randomised.any():
             raise DataSetError("position_bias: found no lists in random order; needed for 'randomised' (--randomised)")
         at = counts.randomised
@@ -212,9 +214,9 @@ def _fitted(counts: Counted, options: ScoreOptions, depth: int) -> Float[np.ndar
     return theta
 
 
-def _enough_randomised(counts: Counted, options: ScoreOptions, depth: int) -> bool:
+def _enough_randomised(counts: Counted, depth: int) -> bool:
     at = counts.randomised
-    return bool((np.bincount(counts.position[at] - 1, counts.clicks[at], depth) >= options.link_clicks).all())
+    return bool((np.bincount(counts.position[at] - 1, counts.clicks[at], depth) >= _ENOUGH_RANDOM).all())
 
 
 def _attractiveness(counts: Counted, theta: Float[np.ndarray, " positions"]) -> Float[np.ndarray, " pairs"]:
