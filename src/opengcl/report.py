@@ -3,30 +3,24 @@
 The page makes no requests and runs no script. Everything that comes from data or configuration is escaped.
 """
 
-import base64
-import io
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import jinja2
 import numpy as np
 import yaml
 from jaxtyping import Bool
-from PIL import Image
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
+from opengcl.pages import Product, environment, first_texts, products, write_whole
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
 from opengcl.shown_queries import Pick, ideal_rows, judged_scores, pick_queries
 
 PRIMARY = "ndcg@10"
 LIST_LENGTH = 10
-PICTURE_SIDE = 112
-SCORE_CLASSES = 5
 FREQUENCY_BINS = 4
 
 EN_DASH, MINUS = "\u2013", "\u2212"
@@ -74,17 +68,6 @@ class SplitView:
 
 
 @dataclass(frozen=True)
-class Product:
-    """A document in a ranked list; `shade` is 0 where it is not judged, else 1 to `SCORE_CLASSES`."""
-
-    title: str | None
-    picture: str | None
-    doc_id: str
-    score: float | None
-    shade: int
-
-
-@dataclass(frozen=True)
 class RankedList:
     """One row of products with the list's value of the primary metric; None where it is not known."""
 
@@ -129,29 +112,14 @@ def write_report(
     if other is not None and not set(this.per_query.keys) & set(other.per_query.keys):
         raise RunFolderError(f"{other.path} shares no evaluated query with {this.path}; are they of one data set?")
     metric = _primary_metric(this, other)
-    page = _environment().get_template("report.html").render(_context(this, other, dataset, metric, note))
-    out = this.path / "report.html" if out is None else out
-    _write_whole(out, page)
-    return out
-
-
-def _environment() -> jinja2.Environment:
-    environment = jinja2.Environment(
-        autoescape=True,
-        loader=jinja2.FileSystemLoader(Path(__file__).parent / "templates"),
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
+    page = (
+        environment(number=_number, signed=_signed, metric=metric_name)
+        .get_template("report.html")
+        .render(_context(this, other, dataset, metric, note))
     )
-    environment.filters |= {"number": _number, "signed": _signed, "metric": metric_name}
-    return environment
-
-
-def _write_whole(out: Path, page: str) -> None:
-    """Writes beside the target first, so that a reader never sees half a page."""
-    scratch = out.with_name(f".{out.name}.{os.getpid()}")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(out)
+    out = this.path / "report.html" if out is None else out
+    write_whole(out, page)
+    return out
 
 
 def _primary_metric(this: Run, other: Run | None) -> str:
@@ -353,56 +321,8 @@ def _query_view(
     lists = []
     for name, kind, values, ids in found:
         rows = [dataset.documents.row(doc_id) for doc_id in ids[pick.key][:LIST_LENGTH]]
-        lists.append(RankedList(name, kind, values[pick.key], _products(dataset, rows, judged)))
+        lists.append(RankedList(name, kind, values[pick.key], products(dataset, rows, judged)))
     best = ideal_rows(judged, dataset.splits.document_rows(split), k=LIST_LENGTH)
-    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, _products(dataset, best, judged)))
-    text = _first(dataset, "queries", [query_row])[0] or query_id
+    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, products(dataset, best, judged)))
+    text = first_texts(dataset.queries, [query_row])[0] or query_id
     return QueryView(text, SPLIT_NAMES.get(split, (split, ""))[0], pairs, pick.reason, lists)
-
-
-def _products(dataset: RankedDataset, rows: Sequence[int], judged: Mapping[int, float]) -> list[Product]:
-    where = np.array(rows, dtype=np.int64)
-    titles, pictures = _first(dataset, "documents", rows), _pictures(dataset, rows)
-    shown = zip(rows, titles, pictures, dataset.documents.ids(where), strict=True)
-    return [
-        Product(title, picture, doc_id, judged.get(row), _shade(judged.get(row), dataset))
-        for row, title, picture, doc_id in shown
-    ]
-
-
-def _first(dataset: RankedDataset, side: str, rows: Sequence[int]) -> list[str | None]:
-    """The first text field that a row has, in the order of the schema."""
-    records = dataset.queries if side == "queries" else dataset.documents
-    found: list[str | None] = [None] * len(rows)
-    for field, kind in records.fields.items():
-        if kind == "text":
-            texts = records.texts(field, np.array(rows, dtype=np.int64))
-            found = [old or new for old, new in zip(found, texts, strict=True)]
-    return found
-
-
-def _pictures(dataset: RankedDataset, rows: Sequence[int]) -> list[str | None]:
-    """The first image field that a row has, as a data URI of at most `PICTURE_SIDE` pixels a side."""
-    found: list[str | None] = [None] * len(rows)
-    for field, kind in dataset.documents.fields.items():
-        if kind == "image":
-            images = dataset.documents.images(field, np.array(rows, dtype=np.int64))
-            uris = [None if image is None else _data_uri(image) for image in images]
-            found = [old or new for old, new in zip(found, uris, strict=True)]
-    return found
-
-
-def _data_uri(image: Image.Image) -> str:
-    small = image.copy()
-    small.thumbnail((PICTURE_SIDE, PICTURE_SIDE), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=82)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode()
-
-
-def _shade(score: float | None, dataset: RankedDataset) -> int:
-    if score is None:
-        return 0
-    low, high = dataset.schema.score_min, dataset.schema.score_max
-    share = (score - low) / (high - low) if high > low else 1.0
-    return 1 + min(SCORE_CLASSES - 1, int(share * SCORE_CLASSES))

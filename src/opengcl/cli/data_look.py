@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -37,7 +38,7 @@ def check(
         _print_counts(found.counts)
         for problem in found.problems:
             typer.echo(problem)
-        typer.echo(f"{len(found.problems)} kinds of problems" if found.problems else "no problems")
+        typer.echo(_number_of(found.problems))
     if found.problems:
         raise typer.Exit(1)
 
@@ -131,6 +132,12 @@ def _print_counts(counts: dict[str, Any]) -> None:
             f"{split:<16}{row['pairs']:>12,} pairs, {row['queries']:,} queries "
             f"({row['dev_queries']:,} dev, {row['test_queries']:,} test), {row['documents']:,} documents"
         )
+
+
+def _number_of(problems: Sequence[object]) -> str:
+    if not problems:
+        return "no problems"
+    return "1 kind of problem" if len(problems) == 1 else f"{len(problems)} kinds of problems"
 
 
 def _say(message: str) -> None:
