@@ -21,7 +21,7 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 	@echo "Setting up $(VENV); this takes a few minutes"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(PIPFLAGS) \
-		"$(TORCH)" --editable '.[lora,bench,test,check,docs]' --constraint $(CONSTRAINTS)
+		"$(TORCH)" --editable '.[lora,serve,pgvector,milvus,bench,test,check,docs]' --constraint $(CONSTRAINTS)
 	@touch $@
 
 quickstart: $(READY)  ## train on a synthetic shop and compare before and after: quickstart/
