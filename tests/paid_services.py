@@ -1,4 +1,4 @@
-"""A server on loopback that speaks as a language model, a shopping search and a picture host do, with faults to order."""
+"""A server on loopback that speaks as a model, a search and a picture host do, with faults to order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,7 @@ from PIL import Image
 COLOURS = ("red", "blue", "green", "black", "white", "wine", "teal", "sand")
 THINGS = ("shoe", "bag", "coat", "lamp", "chair", "cup", "watch", "tent")
 PRODUCTS = [f"{colour} {thing}" for colour in COLOURS for thing in THINGS]
-EXTRAS = "for the beach,with a zip,in size ten,for my father,under twenty,that lasts,made of wool,for rainy days".split(
-    ","
-)
+EXTRAS = ("for the beach", "with a zip", "in size ten", "for my father", "under twenty", "that lasts", "of wool")
 KEY = "sk-loopback-1234567890"
 
 
@@ -36,6 +34,8 @@ class Fault:
     body: str | None = None
     headers: dict[str, str] = field(default_factory=dict)
     delay: float = 0.0
+    drip: bool = False
+    """A byte at a time, without end."""
     drop: bool = False
     """Close the connection in the middle of the reply."""
 
@@ -60,13 +60,17 @@ class Services:
     """The running server."""
 
     url: str = ""
-    faults: Faults = lambda kind, request, before: None
+    faults: Faults | None = None
     delay: float = 0.0
     key: str = KEY
     log: list[Seen] = field(default_factory=list)
     under_way: int = 0
     most_under_way: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def always(self, fault: Fault) -> None:
+        """This goes wrong with every request."""
+        self.faults = lambda *_: fault
 
     def asked(self, kind: str) -> int:
         return sum(one.kind == kind for one in self.log)
@@ -154,7 +158,7 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, *words: Any) -> None:
         """Silence."""
 
-    def do_GET(self) -> None:  # noqa: N802 - the library's name
+    def do_GET(self) -> None:
         parts = urlsplit(self.path)
         query = dict(parse_qsl(parts.query))
         if parts.path.startswith("/picture/"):
@@ -164,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
         reply = self.services.shopping(query.get("q", ""), int(query.get("start", "0")))
         return self.answer("search", request, reply, key)
 
-    def do_POST(self) -> None:  # noqa: N802
+    def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["content-length"])))
         key = self.headers.get("authorization", "").removeprefix("Bearer ")
         request = json.dumps(body, sort_keys=True)
@@ -185,10 +189,14 @@ class _Handler(BaseHTTPRequestHandler):
             services.under_way += 1
             services.most_under_way = max(services.most_under_way, services.under_way)
         try:
-            self.answer_one(seen, reply, services.faults(kind, request, before) or Fault(delay=services.delay))
+            self.answer_one(seen, reply, self.fault(kind, request, before))
         finally:
             with services.lock:
                 services.under_way -= 1
+
+    def fault(self, kind: str, request: str, before: int) -> Fault:
+        ordered = self.services.faults(kind, request, before) if self.services.faults else None
+        return ordered or Fault(delay=self.services.delay)
 
     def answer_one(self, seen: Seen, reply: Any, fault: Fault) -> None:
         time.sleep(fault.delay)
@@ -196,6 +204,13 @@ class _Handler(BaseHTTPRequestHandler):
         if seen.authorization != self.services.key:
             seen.status, reply = 401, {"error": f"Incorrect API key provided: {seen.authorization}"}
         data = (fault.body if fault.body is not None else json.dumps(reply)).encode()
+        if fault.drip:
+            self.send_response(200)
+            self.send_header("content-length", "1000000")
+            self.end_headers()
+            while True:
+                self.wfile.write(b".")
+                time.sleep(0.02)
         if fault.drop:
             self.send_response(200)
             self.send_header("content-length", str(len(data)))

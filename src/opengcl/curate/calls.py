@@ -17,11 +17,13 @@ from opengcl.curate.journal import Journal, request_key
 from opengcl.curate.keys import Keys
 from opengcl.curate.pace import Pace, asked_to_wait, backoff
 from opengcl.curate.rejects import Rejects
-from opengcl.data.problems import shown
+from opengcl.curate.texts import one_line
 
 Read = TypeVar("Read")
 
 _OK = range(200, 300)
+_QUOTED = 300
+"""Characters of a service's own words in a message."""
 _HOPELESS = (401, 402, 403, 404, 405)
 """Statuses that every other request would get too."""
 _LATER = (408, 409, 425, 429, *range(500, 600))
@@ -163,7 +165,7 @@ class Calls:
             self._journal.reply(request.key, request.content, body, cost)
             self._budget.settle(request.most, cost)
             return body, ""
-        reason = f"HTTP {answer.status}: {shown(self._keys.scrub(answer.body))}"
+        reason = f"HTTP {answer.status}: {one_line(self._keys.scrub(answer.body), _QUOTED)}"
         self._settle_failure(request, reason, 0.0)
         if answer.status in _HOPELESS:
             raise RefusedError(f"{self.name}: {reason}. Check its key, address and model")

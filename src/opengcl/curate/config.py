@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -422,4 +423,4 @@ def _put(content: dict[str, Any], name: str, value: Any) -> None:
         if not isinstance(content.get(section), dict):
             content[section] = {}
         content = content[section]
-    content[last] = value
+    content[last] = copy.deepcopy(value)

@@ -88,9 +88,10 @@ def given_queries(options: QueryOptions) -> list[Query]:
         CurateError: If the file cannot be read.
     """
     texts = (one_line(text, options.longest) for text in read_column(str(options.file), options.column))
-    first = {query_id(text): text for text in reversed(list(texts))}
-    found = [Query(id=name, text=text) for name, text in reversed(first.items())]
-    return found[: options.count]
+    first: dict[str, str] = {}
+    for text in texts:
+        first.setdefault(query_id(text), text)
+    return [Query(id=name, text=text) for name, text in first.items()][: options.count]
 
 
 class QueryWriter:
@@ -156,8 +157,9 @@ class QueryWriter:
 
     def ask(self, number: int) -> Ask:
         """The request of this number: topics in turn, and for each topic the styles in turn."""
-        topic = self.topics[number % len(self.topics)]
-        style = self.options.styles[(number + number // len(self.topics)) % len(self.options.styles)]
+        turn, place = divmod(number, len(self.topics))
+        topic = self.topics[place]
+        style = self.options.styles[(turn + place) % len(self.options.styles)]
         draw = random.Random(f"{self.seed}:{number}")  # noqa: S311 - no secret hangs on it
         examples = draw.sample(
             self.options.examples, min(self.options.examples_per_request, len(self.options.examples))

@@ -12,7 +12,7 @@ from opengcl.curate.errors import ReplyError
 from opengcl.curate.http_client import Answer, BoundedClient, ask
 from opengcl.curate.products import Product
 from opengcl.curate.search_source import SearchResult, ranked_hits
-from opengcl.curate.texts import parse_json
+from opengcl.curate.texts import one_line, parse_json
 from opengcl.data.problems import shown
 
 _NOTHING_FOUND = "hasn't returned any results"
@@ -71,7 +71,7 @@ def _read(body: str) -> tuple[dict[str, Any], str]:
         raise ReplyError(f"not a search result: {shown(reply)}")
     error = reply.get("error")
     if error is not None and _NOTHING_FOUND not in str(error):
-        raise ReplyError(f"an error: {shown(error)}")
+        raise ReplyError(f"an error: {one_line(str(error), 300)}")
     if not isinstance(reply.get("shopping_results", []), list):
         raise ReplyError(f"shopping_results: found {shown(reply['shopping_results'])}; allowed: a list")
     if error is None and "shopping_results" not in reply and "search_metadata" not in reply:
