@@ -144,8 +144,8 @@ def run(cell: Cell) -> None:
     if cell.is_done:
         return
     point = tune(cell)
-    fields = FIELDS[cell.fields]
-    config = cell.config(cell.run_folder, fields.steps, evaluations=EVALUATIONS, **point)
+    steps = round(SIDES[cell.side].share * FIELDS[cell.fields].steps)
+    config = cell.config(cell.run_folder, steps, evaluations=EVALUATIONS, **point)
     train(config, resume=(cell.run_folder / "config.yaml").is_file(), progress=False)
     shutil.rmtree(cell.run_folder / "checkpoints", ignore_errors=True)
     content = json.loads((cell.run_folder / "metrics.json").read_text(encoding="utf-8"))

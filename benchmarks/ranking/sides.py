@@ -15,6 +15,7 @@ GROUPED = {"docs_per_query": 16}  # 64 queries a batch
 PAIRS = {"queries_per_doc": 0}  # drawn one by one
 PLAIN = {**PAIRS, "batch_size": 1024}
 STEEPER = ({"weights": "exponential:decay=10"},)
+FLATTER = {"weights": "exponential:decay=5"}
 PAIRWISE: dict[str, Any] = {"family": "paper", "combine": "pairwise"}
 BOTH: dict[str, Any] = {"family": "paper", "combine": "both"}
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
@@ -31,6 +32,7 @@ class Side:
     settings: dict[str, Any]
     others: tuple[dict[str, Any], ...] = ()  # other values of the side's own constant, tried at the best grid point
     data: str | None = None  # a variant of the training data, see `benchmarks.ranking.data`
+    share: float = 1.0  # of a cell's steps
 
 
 def _gcl(
@@ -51,6 +53,7 @@ def _rival(
     return Side(label, family, {"weights": "linear", "target": target, **batches}, others)
 
 
+CLIP = {"weights": "constant", "target": "diagonal", "direction": "both", **PAIRS}
 OURS = {"weights": "exponential", "target": "ranked", "direction": "query", **DOCUMENTS}
 FLOOR = {**OURS, "weights": "exponential:decay=10,floor=0.005", "target": "full_row"}
 
@@ -79,8 +82,9 @@ SIDES: dict[str, Side] = {
     "ours-pairs": Side("ranked towards queries, exponential, pairs", "ours", {**OURS, **PLAIN}, STEEPER),
     "ours-constant": Side("ours without scores (control)", "ours", {**OURS, "weights": "constant"}),
     "ours-shuffled": Side("ours, scores shuffled in each query (control)", "ours", OURS, STEEPER, data="shuffled"),
-    "clicks-clip": _gcl("CLIP on clicked pairs", "constant", "diagonal", family="clicks", data="clicked"),
-    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, STEEPER, data="scored"),
+    # More steps than these learn the log's noise: on dev queries both are best at a quarter.
+    "clicks-clip": Side("CLIP on clicked pairs", "clicks", CLIP, data="clicked", share=0.25),
+    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, (*STEEPER, FLATTER), data="scored", share=0.25),
     "cosent": _rival("CoSENT", "CoSENT"),
     "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", batches=GROUPED),
     "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", batches=GROUPED),
