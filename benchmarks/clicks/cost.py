@@ -1,0 +1,105 @@
+"""What adding up a large log costs, beside SQL written by hand; and a whole run's time and memory."""
+
+# ruff: noqa: S608 - the names in SQL are ours
+
+from __future__ import annotations
+
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import ibis
+
+from opengcl.clicks.files import open_log
+from opengcl.clicks.log import LogOptions, aggregate, count_rows
+from opengcl.data.engine import connect
+
+from .big_log import write_big_log
+
+# What someone would write who wants the same sums, and has looked: nothing in this log needs cleaning.
+BY_HAND = """
+SELECT query, doc_id, position, count(*) AS impressions, count(*) FILTER (clicked) AS clicks,
+    count(*) FILTER (bought) AS purchases
+FROM (
+    SELECT session, query, doc_id, min(position) FILTER (event = 'impression') AS position,
+        bool_or(event = 'click') AS clicked, bool_or(event = 'purchase') AS bought
+    FROM log GROUP BY session, query, doc_id
+) WHERE position IS NOT NULL GROUP BY query, doc_id, position
+"""
+
+# The same without sessions: a click counts as often as it was logged, and at the position that it was logged with.
+ROWS_ONLY = """
+SELECT query, doc_id, position, count(*) FILTER (event = 'impression') AS impressions,
+    count(*) FILTER (event = 'click') AS clicks, count(*) FILTER (event = 'purchase') AS purchases
+FROM log GROUP BY query, doc_id, position
+"""
+
+
+def measure(events: int, repeats: int, threads: int) -> dict[str, Any]:
+    """Seconds of each form, in turn, and of a whole run in a process of its own, with its peak of memory."""
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        written = write_big_log(work, events)
+        with connect(work / "spill", threads=threads) as connection:
+            log, _ = open_log(connection, work / "log.parquet")
+            forms = {
+                "ours": [str(ibis.to_sql(one(log, LogOptions()), dialect="duckdb")) for one in (count_rows, aggregate)],
+                "by hand": [BY_HAND],
+                "rows only": [ROWS_ONLY],
+            }
+            seconds: dict[str, list[float]] = {name: [] for name in forms}
+            for _ in range(repeats):
+                sums = set()
+                for name, statements in forms.items():
+                    seconds[name].append(_seconds(connection, statements))
+                    if name != "rows only":
+                        sums.add(_sums(connection))
+                if len(sums) > 1:
+                    raise ValueError(f"the forms differ: {sums}")
+        whole = _whole_run(work, threads)
+    return {"events": written, "threads": threads, "seconds": seconds, **whole}
+
+
+def _seconds(connection: duckdb.DuckDBPyConnection, statements: list[str]) -> float:
+    started = time.perf_counter()
+    for statement in statements:
+        connection.execute(f"CREATE OR REPLACE TABLE result AS {statement}")
+    return time.perf_counter() - started
+
+
+def _sums(connection: duckdb.DuckDBPyConnection) -> tuple[int, ...]:
+    """What tells that two forms did the same work; not clicks, as ours adds those that purchases imply."""
+    columns = ("impressions", "purchases", "position * impressions")
+    sums = ", ".join(f"sum({one})::BIGINT" for one in columns)
+    (found,) = connection.sql(f"SELECT count(*), {sums} FROM result").fetchall()
+    return found
+
+
+def _whole_run(work: Path, threads: int) -> dict[str, float]:
+    command = [sys.executable, "-m", "opengcl.cli", "data", "from-logs", str(work / "log.parquet")]
+    command += ["--documents", str(work / "documents.parquet"), "--out", str(work / "out"), "--threads", str(threads)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True, stdout=sys.stderr)
+    seconds = time.perf_counter() - started
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return {"whole_run_seconds": round(seconds, 1), "peak_gigabytes": round(peak / 1024**2, 2)}
+
+
+def table(found: dict[str, Any]) -> str:
+    """The figures as Markdown."""
+    medians = {name: statistics.median(values) for name, values in found["seconds"].items()}
+    lines = [
+        f"{found['events']:,} events, {found['threads']} thread(s)\n",
+        "| | median seconds | over by hand |",
+        "| --- | --- | --- |",
+    ]
+    lines += [f"| {name} | {value:.1f} | {value / medians['by hand']:.2f} |" for name, value in medians.items()]
+    lines.append(f"| a whole run | {found['whole_run_seconds']:.1f} | |")
+    lines.append(f"\nPeak of resident memory of the whole run: {found['peak_gigabytes']:.2f} GiB")
+    return "\n".join(lines)
