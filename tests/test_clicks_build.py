@@ -123,8 +123,8 @@ def test_the_true_order_and_examination_are_found(made: Path) -> None:
 def test_provenance_says_what_was_done(made: Path, documents: Path, log: pa.Table) -> None:
     found = Schema.read(made).provenance
     content = documents.read_bytes()
-    whole = hashlib.sha256(f"documents.csv\0{len(content)}\0".encode() + content).hexdigest()
-    assert found["inputs"]["documents"] == {"name": "documents.csv", "sha256": whole}
+    whole = hashlib.sha256(f"{len(content)}\0".encode() + content).hexdigest()
+    assert found["inputs"]["documents"] == {"files": 1, "sha256": whole}
     assert found["rows"] == len(log)
     assert found["options"]["values"] == {"click": 1.0, "cart": 1.0, "purchase": 2.0}
     assert found["propensities"]["source"] == "model"
@@ -267,6 +267,23 @@ def test_values_need_their_kind(log: pa.Table, documents: Path, tmp_path: Path) 
     scoring = ScoreOptions(values={"click": 1, "like": 3})
     with pytest.raises(DataSetError, match="value for 'like'; allowed: impression, click, cart, purchase"):
         from_logs(tmp_path / "log.parquet", documents, tmp_path / "out", scoring=scoring, progress=False)
+    columns = LogOptions(kinds={"impression": "impression", "click": "click", "like": "liked"})
+    with pytest.raises(DataSetError, match="values: found none for 'like'; needed"):
+        from_logs(tmp_path / "log.parquet", documents, tmp_path / "out", columns=columns, progress=False)
+
+
+def test_the_bar_names_the_steps(
+    log: pa.Table, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    pq.write_table(log, tmp_path / "log.parquet")
+    report = from_logs(tmp_path / "log.parquet", documents, tmp_path / "out")
+    printed = capfd.readouterr()
+    assert printed.out == ""
+    assert [one for one in report.seconds if one not in printed.err] == []
+    assert "done: 100%" in printed.err
+    assert set(report.seconds) == {
+        "catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "data set",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

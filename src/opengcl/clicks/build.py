@@ -6,9 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
-import platform
 import tempfile
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -21,12 +19,12 @@ import numpy as np
 import pyarrow as pa
 import yaml
 from ibis.expr import types as ir
-from tqdm import tqdm
 
 from opengcl.clicks.counts import CELLS, PAIRS, SupportOptions, count_pairs, query_id
-from opengcl.clicks.files import DOCUMENTS, Catalogue, hashes, open_catalogue, open_log, quoted, reading
+from opengcl.clicks.files import DOCUMENTS, hashes, open_catalogue, open_log, quoted, reading
 from opengcl.clicks.log import CLICK, IMPRESSION, LogOptions, aggregate, count_bots, count_rows, counted, event_names
-from opengcl.clicks.scores import Counted, Propensities, Scored, ScoreOptions, find_propensities, score
+from opengcl.clicks.progress import Steps
+from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOptions, find_propensities, score
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
 from opengcl.data.problems import DataSetError
@@ -111,7 +109,7 @@ def from_logs(
         columns: Where the log keeps what, and cleaning.
         support: What is seen too little to count.
         scoring: How counts become scores.
-        doc_id: Column of the catalogue's ids, ``doc_id`` by default; no matter for a data set's folder.
+        doc_id: Column of the catalogue's ids, ``doc_id`` by default.
         fields: Columns of the catalogue that are model fields; see `opengcl.clicks.files.open_catalogue`.
         name: The data set's name; the folder's by default.
         memory: What DuckDB may hold before it spills beside ``out``.
@@ -125,68 +123,52 @@ def from_logs(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
     columns, support, scoring = columns or LogOptions(), support or SupportOptions(), scoring or ScoreOptions()
-    if unknown := [kind for kind in scoring.values if kind not in columns.kinds]:
-        raise DataSetError(f"values: found a value for {unknown[0]!r}; allowed: {', '.join(columns.kinds)}")
+    _require_values(columns, scoring)
     out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(out)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}-spill-", dir=out.parent) as spill,
         connect(Path(spill), memory=memory, threads=threads) as connection,
-        tqdm(total=len(_STEPS), disable=not progress, bar_format="{l_bar}{bar}| {elapsed}") as bar,
+        Steps(_STEPS, connection, show=progress) as steps,
     ):
-        watch = _Watch(report, bar)
         catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields)
         table, files = (log, []) if isinstance(log, ir.Table) else open_log(connection, log)
         source = "the log" if isinstance(log, ir.Table) else str(log)
-        watch.done("catalogue")
+        steps.done()
         with reading(source):
             _count_rows(connection, table, columns, report)
-            watch.done("rows of the log")
+            steps.done()
             _fill_cells(connection, aggregate(table, columns))
             _count_repeats(connection, report)
-            watch.done("cells")
+            steps.done()
             counts, dropped, below = count_pairs(connection, columns, support)
             report.dropped |= dropped
             report.dropped_pairs["too little support"] = below
-            watch.done("pairs")
+            steps.done()
         report.propensities = find_propensities(counts, scoring)
-        watch.done("position bias")
+        steps.done()
         scored = score(counts, report.propensities.theta, scoring)
-        watch.done("scores")
+        steps.done()
         report.events = {counted(kind): float(values.sum()) for kind, values in _counts_by_kind(counts).items()}
         report.dropped_pairs["hardly looked at"] = int((~scored.supported).sum())
         with reading(source):
             _fill_scored(connection, counts, scored)
             _count_results(connection, report)
-            schema = Schema(
-                name or out.name,
-                {"query": "text"},
-                catalogue.fields,
-                1,
-                100,
-                catalogue.splits,
-                _provenance(report, catalogue, files, documents, source, columns, support, scoring, progress),
-            )
+            inputs = {"log": files, "documents": catalogue.files}
+            provenance = _provenance(report, columns, support, scoring) | {"inputs": _hashed(inputs, progress)}
+            schema = Schema(name or out.name, {"query": "text"}, catalogue.fields, 1, 100, catalogue.splits, provenance)
             write_dataset(out, schema, *_tables(connection))
-        watch.done("data set")
+        steps.done()
+        report.seconds = steps.seconds
     return report
 
 
-class _Watch:
-    """Times the steps and moves the bar."""
-
-    def __init__(self, report: Report, bar: Any) -> None:
-        self.report, self.bar, self.last = report, bar, time.perf_counter()
-        self._name()
-
-    def done(self, step: str) -> None:
-        now = time.perf_counter()
-        self.report.seconds[step], self.last = round(now - self.last, 2), now
-        self.bar.update()
-        self._name()
-
-    def _name(self) -> None:
-        self.bar.set_description(_STEPS[self.bar.n] if self.bar.n < len(_STEPS) else "done")
+def _require_values(columns: LogOptions, scoring: ScoreOptions) -> None:
+    """Each kind of event after the impression has a value; the defaults may have values for kinds that are not used."""
+    if unknown := [kind for kind in scoring.values if kind not in columns.kinds and kind not in VALUES]:
+        raise DataSetError(f"values: found a value for {unknown[0]!r}; allowed: {', '.join(columns.kinds)}")
+    if bare := [kind for kind in columns.follow_ups if kind not in scoring.values]:
+        raise DataSetError(f"values: found none for {bare[0]!r}; needed: a number for each (--value {bare[0]}=NUMBER)")
 
 
 def _rows(connection: duckdb.DuckDBPyConnection, expression: ir.Table) -> list[dict[str, Any]]:
@@ -296,41 +278,35 @@ def _tables(connection: duckdb.DuckDBPyConnection) -> list[pa.RecordBatchReader]
     return [connection.cursor().sql(one).to_arrow_reader(_BATCH) for one in statements]
 
 
-def _provenance(
-    report: Report,
-    catalogue: Catalogue,
-    files: list[Path],
-    documents: Path | str,
-    source: str,
-    columns: LogOptions,
-    support: SupportOptions,
-    scoring: ScoreOptions,
-    progress: bool,
-) -> dict[str, Any]:
-    """Everything needed to tell where the scores come from, as plain YAML; no paths but the names given."""
+def _provenance(report: Report, columns: LogOptions, support: SupportOptions, scoring: ScoreOptions) -> dict[str, Any]:
+    """What was done, found and dropped, as plain YAML."""
     bias = report.propensities
     assert bias is not None  # noqa: S101
     fitted: dict[str, Any] = {"source": bias.source, "by_position": bias.theta.round(6).tolist()}
     if bias.errors is not None:
         fitted["standard_errors"] = bias.errors.round(6).tolist()
     options = asdict(columns) | asdict(support) | asdict(scoring)
-    options = {name: _plain(value) for name, value in options.items()}
-    inputs = {"documents": {"name": Path(documents).name, "sha256": hashes(catalogue.files, progress=progress)}}
-    if files:
-        inputs["log"] = {"name": Path(source).name, "sha256": hashes(files, progress=progress)}
+    packages = ("opengcl", "duckdb", "ibis-framework", "numpy")
     return {
         "made_by": "opengcl data from-logs",
-        "inputs": inputs,
-        "options": options,
+        "options": {name: _plain(value) for name, value in options.items()},
         "rows": report.rows,
-        "dropped": {reason: int(count) for reason, count in report.dropped.items() if count},
-        "dropped_pairs": {reason: int(count) for reason, count in report.dropped_pairs.items() if count},
+        "dropped": {reason: count for reason, count in report.dropped.items() if count},
+        "dropped_pairs": {reason: count for reason, count in report.dropped_pairs.items() if count},
         "implied_clicks": report.implied_clicks,
         "bots": report.bots,
         "events": report.events,
         "propensities": fitted,
-        "versions": {one: importlib.metadata.version(one) for one in ("opengcl", "duckdb", "ibis-framework", "numpy")}
-        | {"python": platform.python_version()},
+        "versions": {one: importlib.metadata.version(one) for one in packages},
+    }
+
+
+def _hashed(inputs: dict[str, list[Path]], progress: bool) -> dict[str, Any]:
+    """Number and hash of the files of each input; their names and places may be nobody's business."""
+    return {
+        name: {"files": len(files), "sha256": hashes(files, progress=progress)}
+        for name, files in inputs.items()
+        if files
     }
 
 

@@ -142,12 +142,12 @@ def open_catalogue(
 
 
 def hashes(files: Sequence[Path], *, progress: bool) -> str:
-    """SHA-256 over the names and contents of files, in order."""
+    """SHA-256 over the sizes and contents of files, in order."""
     total = sum(one.stat().st_size for one in files)
     whole = hashlib.sha256()
     with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar:
         for path in files:
-            whole.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+            whole.update(f"{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
                 while chunk := file.read(_CHUNK):
                     whole.update(chunk)
