@@ -92,7 +92,9 @@ def test_a_file_cut_anywhere_keeps_all_whole_lines(tmp_path: Path) -> None:
             journal.reply(f"k{number}", {"n": number}, f"body {number}", 1.0)
             ends.append(path.stat().st_size)
     data = path.read_bytes()
-    for size in range(len(data) + 1):
+    for size in sorted(
+        {*range(0, len(data) + 1, 11), *ends, *(end - 1 for end in ends), *(end + 1 for end in ends[:-1])}
+    ):
         cut.write_bytes(data[:size])
         with Journal(cut) as journal:
             whole = sum(end <= size for end in ends)

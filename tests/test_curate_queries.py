@@ -350,7 +350,9 @@ def config(**changes: Any) -> Any:
 def test_a_file_and_what_wins_over_it(tmp_path: Path) -> None:
     file = tmp_path / "curate.yaml"
     file.write_text(yaml.safe_dump({**BASE, "seed": 4}))
-    found = load_config(file, {"seed": None, "search.pages": 2, "queries.categories": "c.txt", "llm.model": "m"})
+    found = load_config(
+        file, {"scores.judge": None, "search.pages": 2, "queries.categories": "c.txt", "llm.model": "m"}
+    )
     assert (found.seed, found.search.pages, found.queries.categories, found.queries.file) == (4, 2, "c.txt", None)
     assert found.work_folder == Path("shop.work")
     assert found.llm is not None

@@ -52,25 +52,23 @@ def curate(
     from opengcl.curate import curate as run
     from opengcl.curate import estimate, load_config
 
-    settings = load_config(
-        config,
-        {
-            "out": _text(out),
-            "work": _text(work),
-            "queries.categories": _text(categories),
-            "queries.catalogue": _text(catalogue),
-            "queries.file": _text(queries),
-            "queries.count": count,
-            "queries.language": language,
-            "llm.model": model,
-            "llm.base_url": base_url,
-            "search.results": results,
-            "budget.requests": max_requests,
-            "budget.cost": max_cost,
-            "seed": seed,
-            **_parsed(changes or []),
-        },
-    )
+    options = {
+        "out": _text(out),
+        "work": _text(work),
+        "queries.categories": _text(categories),
+        "queries.catalogue": _text(catalogue),
+        "queries.file": _text(queries),
+        "queries.count": count,
+        "queries.language": language,
+        "llm.model": model,
+        "llm.base_url": base_url,
+        "search.results": results,
+        "budget.requests": max_requests,
+        "budget.cost": max_cost,
+        "seed": seed,
+    }
+    given = {name: value for name, value in options.items() if value is not None}
+    settings = load_config(config, {**given, **_parsed(changes or [])})
     if dry_run:
         _tell_estimate(estimate(settings), settings, as_json=as_json)
     else:

@@ -375,20 +375,19 @@ def load_config(file: Path | None, changes: Mapping[str, Any]) -> CurateConfig:
 
     Args:
         file: The file; None for none.
-        changes: Dotted name -> value, such as ``{"search.pages": 2}``; None values are left out. Another source of
-            queries takes the place of the file's.
+        changes: Dotted name -> value, such as ``{"search.pages": 2}``. Another source of queries
+            takes the place of the file's.
 
     Raises:
         CurateError: Naming the setting, what was found, and what is allowed.
     """
     content = _read(file) if file is not None else {}
-    given = {name: value for name, value in changes.items() if value is not None}
-    if _SOURCES & set(given) and isinstance(content.get("queries"), dict):
+    if _SOURCES & set(changes) and isinstance(content.get("queries"), dict):
         # The file's own source gives way.
         content["queries"] = {
             name: one for name, one in content["queries"].items() if f"queries.{name}" not in _SOURCES
         }
-    for name, value in given.items():
+    for name, value in changes.items():
         _put(content, name, value)
     try:
         return CurateConfig.model_validate(content)

@@ -153,8 +153,8 @@ class _Run:
         if llm is None:
             return None
         prompt = self._prompt("queries", options.prompt, QUERY_NAMES)
-        model = self._model("queries", llm)
-        return QueryWriter(options, read_topics(options, seed), model, prompt, self.rejects, seed)
+        topics = read_topics(options, seed)
+        return QueryWriter(options, topics, self._model("queries", llm), prompt, self.rejects, seed)
 
     def _judge(self) -> Judge | None:
         options, model = self.config.scores.judge, self.config.judge_llm
