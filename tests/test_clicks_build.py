@@ -139,6 +139,8 @@ def as_files(log: pa.Table, folder: Path, kind: str) -> str:
         (folder / "log/2026").mkdir(parents=True)
         pq.write_table(log.slice(0, half), folder / "log/a.parquet")
         pq.write_table(log.slice(half), folder / "log/2026/b.parquet")
+        (folder / "log/_temporary").mkdir()
+        pq.write_table(log, folder / "log/_temporary/b.parquet")  # a copy that Spark has not finished
         return str(folder / "log")
     if kind == "pattern":
         for number, part in enumerate((log.slice(0, half), log.slice(half))):
@@ -148,7 +150,11 @@ def as_files(log: pa.Table, folder: Path, kind: str) -> str:
     if kind == "tsv":
         pa.csv.write_csv(log, folder / "log.tsv", pa.csv.WriteOptions(delimiter="\t"))
         return str(folder / "log.tsv")
-    lines = "\n".join(json.dumps(row) for row in log.to_pylist())
+    rows = log.to_pylist()
+    for row in rows:  # some sessions are numbers, so that DuckDB takes the column for JSON
+        number = int(row["session"][1:])
+        row["session"] = number if number % 2 else row["session"]
+    lines = "\n".join(map(json.dumps, rows))
     (folder / "log.jsonl").write_text(lines, encoding="utf-8")
     return str(folder / "log.jsonl")
 

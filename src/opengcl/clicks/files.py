@@ -60,7 +60,7 @@ def find_files(source: Path | str) -> list[Path]:
     """
     path = Path(source)
     if path.is_dir():
-        found = sorted(one for one in path.rglob("*") if one.is_file() and _format(one))
+        found = sorted(one for one in path.rglob("*") if one.is_file() and _format(one) and not _unfinished(path, one))
     elif path.exists():
         found = [path]
     else:
@@ -181,7 +181,19 @@ def _read(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.Du
             return connection.read_parquet(names)
         if kind == "csv":
             return connection.read_csv(names, header=True, all_varchar=True)
-        return connection.read_json(names, format="newline_delimited")
+        return _plain_texts(connection.read_json(names, format="newline_delimited"))
+
+
+def _plain_texts(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
+    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without."""
+    columns = zip(relation.columns, map(str, relation.types), strict=True)
+    plain = (f"{quoted(one)} ->> '$' AS {quoted(one)}" if kind == "JSON" else quoted(one) for one, kind in columns)
+    return relation.select(", ".join(plain))
+
+
+def _unfinished(folder: Path, path: Path) -> bool:
+    """Whether a writer hides it, as Spark does with what it has not finished."""
+    return any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
 
 
 def _relation_schema(relation: duckdb.DuckDBPyRelation) -> pa.Schema:
