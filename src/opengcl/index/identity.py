@@ -1,0 +1,37 @@
+"""Which model made the vectors of an index."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from opengcl.model import ModelError, model_folder
+
+# Beside the model, but no part of it: `opengcl search` keeps its vectors there.
+_NOT_THE_MODEL = {"vectors"}
+
+
+def model_fingerprint(run: str | Path) -> str:
+    """A hash over the names and bytes of a model's files: the same wherever the folder lies.
+
+    Args:
+        run: A run folder or model folder.
+
+    Returns:
+        32 hex digits.
+
+    Raises:
+        ModelError: There is no trained model.
+    """
+    folder = model_folder(run)
+    if folder is None:
+        raise ModelError(f"{run} holds no trained model: neither a run folder nor a model folder")
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        place = file.relative_to(folder)
+        if place.parts[0] in _NOT_THE_MODEL:
+            continue
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "blake2b").digest()
+        digest.update(hashlib.blake2b(place.as_posix().encode()).digest() + content)
+    return digest.hexdigest()
