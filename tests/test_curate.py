@@ -417,6 +417,7 @@ def test_200_queries_with_pictures_train_and_evaluate(services: Services, settin
 
     chosen = settings("large", queries={**settings()["queries"], "count": 200, "per_request": 10})
     chosen["search"]["results"] = 20
+    chosen["budget"] = {"requests": 3000}
     chosen["scores"]["teacher"] = {"model": str(tiny_cross_encoder(tmp_path / "ce")), "device": "cpu"}
     services.faults = faults_of_every_kind
     started = time.monotonic()

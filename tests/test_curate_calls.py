@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -134,6 +136,34 @@ def test_many_threads_write_whole_lines(journal: Journal) -> None:
     assert [journal.find(str(number)) for number in range(100)] == [f"body {number}" * 50 for number in range(100)]
     assert journal.spent == Spent(100, 25.0)
     assert len(lines_of(journal.path)) == 200
+
+
+FULL_DISK = """
+import pathlib, resource, signal, sys
+from opengcl.curate.journal import Journal
+
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+with Journal(pathlib.Path(sys.argv[1])) as journal:
+    journal.reply("one", {}, "before", 0.0)
+    size = journal.path.stat().st_size
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 50, resource.RLIM_INFINITY))
+    try:
+        journal.reply("two", {}, "too much", 0.0)
+    except OSError:
+        assert journal.path.stat().st_size == size, "half a line is left"
+        assert journal.find("two") is None
+    else:
+        raise SystemExit("no error")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    journal.reply("three", {}, "after", 0.0)
+"""
+
+
+def test_a_full_disk_leaves_no_half_line(tmp_path: Path) -> None:
+    path = tmp_path / "j.gz"
+    subprocess.run([sys.executable, "-c", FULL_DISK, str(path)], check=True, timeout=60)
+    with Journal(path) as journal:
+        assert [journal.find(key) for key in ("one", "two", "three")] == ["before", None, "after"]
 
 
 def test_keys_of_requests_differ_where_the_requests_do() -> None:

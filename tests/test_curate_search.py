@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx2
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -240,6 +241,19 @@ def test_no_query_changes_the_address(services: Services, calls: Any, query: str
     search.search(query, 2)
     search.close()
     assert json.loads(services.log[0].request) == {"q": query, "n": "2"}
+
+
+@pytest.mark.parametrize("query", ["..", ".", "a/../../b", "//evil.example/", "?q=1#"])
+def test_no_query_leads_to_another_page(calls: Any, query: str) -> None:
+    fields: Any = {"title": "title"}
+    options = HttpOptions(source="http", url="http://shop.example/api/{query}/list", path="", fields=fields, **FAST)
+    search = JsonSearch(options, calls(options), Keys())
+    url = httpx2.URL(search._request(query, 5, 0).content["url"])
+    search.close()
+    assert url.host == "shop.example"
+    assert url.raw_path.startswith(b"/api/")
+    assert url.raw_path.endswith(b"/list")
+    assert url.raw_path.count(b"/") == 3
 
 
 def test_the_journal_names_secrets_and_does_not_hold_them(elastic: JsonSearch) -> None:

@@ -71,7 +71,7 @@ class JsonSearch:
         plain = functools.partial(fill, values=values)
         return {
             "method": self._options.method,
-            "url": fill(self._options.url, values, lambda value: quote(value, safe="")),
+            "url": fill(self._options.url, values, _for_address),
             "headers": {name: str(plain(value)) for name, value in self._options.headers.items()},
             "body": plain(self._options.body),
         }
@@ -85,6 +85,11 @@ class JsonSearch:
     def _product(self, entry: Any) -> Product | None:
         paths = self._options.fields.model_dump(exclude_none=True)
         return Product.read({name: at(entry, path) for name, path in paths.items()}, self._options.url.split("{")[0])
+
+
+def _for_address(value: str) -> str:
+    """A value that can stand anywhere in an address: ``..`` between two slashes would climb to another page."""
+    return quote(value, safe="").replace(".", "%2E")
 
 
 def fill(template: Any, values: dict[str, Any], encode: Callable[[str], str] = str) -> Any:

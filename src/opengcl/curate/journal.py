@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 from opengcl.curate.errors import CurateError
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 14
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Journal:
         self._lock = threading.Lock()
         self._places: dict[str, _Place] = {}
         self._open_calls: dict[str, list[float]] = {}
-        self._file: BinaryIO = path.open("a+b")
+        self._file: BinaryIO = path.open("a+b", buffering=0)
         try:
             self._claim()
             self._read()
@@ -127,10 +127,19 @@ class Journal:
         data = gzip.compress(json.dumps(line, ensure_ascii=True).encode() + b"\n", compresslevel=6, mtime=0)
         with self._lock:
             offset = self._file.seek(0, os.SEEK_END)
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self._append(data, offset)
             self._count(line, offset, len(data))
+
+    def _append(self, data: bytes, offset: int) -> None:
+        """All of it on the disk, or nothing: half a line would hide those behind it."""
+        rest = memoryview(data)
+        try:
+            while rest:
+                rest = rest[self._file.write(rest) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            os.ftruncate(self._file.fileno(), offset)
+            raise
 
     def _count(self, line: dict[str, Any], offset: int, length: int) -> None:
         """Takes a line into the index and the sums."""

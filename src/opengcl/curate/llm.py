@@ -43,6 +43,7 @@ class ChatModel:
         self._client = openai.OpenAI(
             api_key=key or "none",
             base_url=options.base_url,
+            timeout=options.timeout,
             max_retries=0,  # retries are ours, so that each is counted and paid for
             http_client=BoundedClient(options.timeout),
         )
