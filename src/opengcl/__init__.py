@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from opengcl.client import Client
     from opengcl.config import TrainConfig
     from opengcl.data import RankedDataset
     from opengcl.data.synthetic import make_shop
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 # Loaded when first used, so that `opengcl --help` and the metrics do not wait for torch.
 _HOMES = {
     "BiEncoder": "opengcl.model",
+    "Client": "opengcl.client",
     "GCLLoss": "opengcl.sbert",
     "GradedRetrievalEvaluator": "opengcl.sbert",
     "RankedDataset": "opengcl.data",
@@ -30,6 +32,7 @@ _HOMES = {
 
 __all__ = [
     "BiEncoder",
+    "Client",
     "GCLLoss",
     "GradedRetrievalEvaluator",
     "RankedDataset",

@@ -13,6 +13,7 @@ import typer
 import yaml
 
 from opengcl.cli import data
+from opengcl.cli.serve import serve
 
 if TYPE_CHECKING:
     from opengcl.data import RankedDataset
@@ -26,6 +27,7 @@ app = typer.Typer(
 )
 
 app.add_typer(data.app, name="data")
+app.command()(serve)
 
 Data = Annotated[Path, typer.Option(help="Folder of the ranked data set: dataset.yaml and three Parquet tables.")]
 Fields = Annotated[

@@ -1,0 +1,143 @@
+"""Real servers on loopback for the tests: a tiny model, a small shop, an exact index."""
+
+from __future__ import annotations
+
+import socket
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import numpy as np
+
+from opengcl.data import RankedDataset
+from opengcl.encode import encode
+from opengcl.index import IndexSpec, model_fingerprint, open_store
+from opengcl.model import BiEncoder, FieldMix
+from opengcl.serve import Settings
+from opengcl.serve.app import State
+from opengcl.serve.keys import ApiKeys
+from opengcl.serve.run import ModelPlace, make_server, open_state
+from tests.builders import clip, ranked
+
+FIELDS = {"title": "text", "price": "number", "stock": "boolean"}
+SETTINGS = Settings(swap_seconds=0.1, drain_seconds=0.5, stop_seconds=10)
+
+
+@dataclass
+class Shop:
+    """A run, its data set, and the store that its index is in."""
+
+    run: Path
+    dataset: RankedDataset
+    store: str
+
+    @property
+    def model(self) -> BiEncoder:
+        return BiEncoder.load(self.run, device="cpu")
+
+
+def make_run(folder: Path, dataset: RankedDataset, *, seed: int = 0) -> Path:
+    """A saved model of a few thousand untrained parameters."""
+    encoder = clip(seed=seed)
+    BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema, document={"title": 0.3, "image": 0.7})).save(folder)
+    return folder
+
+
+def make_shop(folder: Path, *, documents: int = 40) -> Shop:
+    dataset = ranked(folder / "shop", documents=documents)
+    shop = Shop(make_run(folder / "run", dataset), dataset, f"exact:{folder / 'store'}")
+    build(shop, "v1")
+    return shop
+
+
+def vectors_of(shop: Shop) -> np.ndarray:
+    documents = shop.dataset.documents
+    return encode(shop.model, documents, "document", np.arange(len(documents)))
+
+
+def columns_of(shop: Shop, **changed: Any) -> dict[str, list[Any]]:
+    """Titles of the data set; price is the row, and every third is in stock."""
+    rows = np.arange(len(shop.dataset.documents))
+    columns = {
+        "title": shop.dataset.documents.texts("title", rows),
+        "price": [float(row) for row in rows],
+        "stock": [row % 3 == 0 for row in rows.tolist()],
+    }
+    return {**columns, **changed}
+
+
+def build(shop: Shop, name: str, *, model: str | None = None, swap: bool = True, **changed: Any) -> None:
+    """A version of the index; ``model`` is another fingerprint to claim, ``changed`` are columns."""
+    vectors = vectors_of(shop)
+    spec = IndexSpec(
+        model or model_fingerprint(shop.run),
+        vectors.shape[1],
+        "float32",
+        dict(FIELDS),
+        shop.dataset.fingerprint,
+        datetime.now(UTC).isoformat(),
+    )
+    store = open_store(shop.store)
+    index = store.create(name, spec)
+    index.upsert(shop.dataset.documents.ids(), vectors, columns_of(shop, **changed))
+    index.finish()
+    if swap:
+        store.swap(name)
+    store.close()
+
+
+@dataclass
+class Running:
+    """A server that answers."""
+
+    url: str
+    state: State
+    address: tuple[str, int]
+
+    def post(self, path: str, body: Any, **more: Any) -> httpx2.Response:
+        return httpx2.post(self.url + path, json=body, timeout=30, **more)
+
+    def get(self, path: str, **more: Any) -> httpx2.Response:
+        return httpx2.get(self.url + path, timeout=30, **more)
+
+
+@contextmanager
+def running(
+    models: Sequence[Shop],
+    *,
+    data: bool = True,
+    keys: ApiKeys | None = None,
+    settings: Settings = SETTINGS,
+    host: str = "127.0.0.1",
+    **changed: Any,
+) -> Iterator[Running]:
+    """uvicorn in a thread, as `opengcl serve` runs it."""
+    places = [ModelPlace(shop.run, shop.store) for shop in models]
+    state = open_state(
+        places,
+        data=models[0].dataset.path if data else None,
+        keys=keys,
+        settings=replace(settings, **changed),
+        device="cpu",
+    )
+    server = make_server(state, host, 0)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        address = listener.getsockname()
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+        thread.start()
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        try:
+            yield Running(f"http://{address[0]}:{address[1]}", server.state, address)
+        finally:
+            server.should_exit = True
+            thread.join(30)
+    assert not thread.is_alive()
