@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from benchmarks.ranking.clicks import kendall_tau_b
-from numpy.random import default_rng
+from numpy.random import Generator, default_rng
 
-from opengcl.clicks import ScoreOptions, from_logs
+from opengcl.clicks import LogOptions, ScoreOptions, from_logs
 from opengcl.clicks.counts import query_id
 from opengcl.clicks.simulate import Events, Simulation, User, event_table, position_based, sample_events
 from opengcl.compare import bootstrap_interval
@@ -33,6 +33,7 @@ class World(NamedTuple):
     settings: Simulation = SHOP
     user: User = position_based
     sample: Callable[..., Events] = sample_events
+    shuffled: float = 0.0  # share of the lists in random order, and marked
     returns: bool = False  # what the log calls purchases are returns: the worse, the more
     bias: Any = "auto"
 
@@ -43,6 +44,7 @@ WORLDS = {
     "a look depends on clicks above (cascade)": World(user=cascade),
     "trust in the ranker": World(user=trusting),
     "lists follow the user's taste": World(sample=personal_lists),
+    "the same, a fifth of the lists shuffled": World(sample=personal_lists, shuffled=0.2),
     "`purchase` means returned": World(returns=True),
     "lists hardly vary": World(dataclasses.replace(SHOP, session_noise=0.02)),
     "lists never vary": World(dataclasses.replace(SHOP, session_noise=0)),
@@ -82,6 +84,7 @@ def _measure_world(
                 folder / "log.parquet",
                 folder / "documents.parquet",
                 folder / method,
+                columns=LogOptions(randomised="randomised"),
                 scoring=scoring,
                 threads=1,
                 progress=False,
@@ -103,14 +106,23 @@ def _measure_world(
 def _queries(world: World, truth: list[np.ndarray], sessions: np.ndarray, seed: int) -> Iterator[pa.Table]:
     first = 0
     for query, (relevance, count) in enumerate(zip(truth, sessions.tolist(), strict=True)):
-        rng = default_rng([seed, 2, query])
-        shown, clicked, bought = world.sample(relevance, count, world.settings, rng, world.user)
-        if world.returns:
-            worse = world.settings.purchase_ceiling * (1 - relevance[shown]) ** world.settings.purchase_gamma
-            bought = clicked & (rng.random(shown.shape) < worse)
         names = [_name(query, place) for place in range(CANDIDATES)]
-        yield event_table((shown, clicked, bought), f"query {query}", names, first)
-        first += count
+        shuffled = round(world.shuffled * count)
+        for part, flag in ((count - shuffled, False), (shuffled, True)):
+            if part:
+                rng = default_rng([seed, 2, query, int(flag)]) if flag else default_rng([seed, 2, query])
+                events = _events(world, relevance, part, rng, **({"shuffled": True} if flag else {}))
+                table = event_table(events, f"query {query}", names, first)
+                yield table.append_column("randomised", pa.repeat(flag, len(table)))
+            first += part
+
+
+def _events(world: World, relevance: np.ndarray, count: int, rng: Generator, **options: bool) -> Events:
+    shown, clicked, bought = world.sample(relevance, count, world.settings, rng, world.user, **options)
+    if world.returns:
+        worse = world.settings.purchase_ceiling * (1 - relevance[shown]) ** world.settings.purchase_gamma
+        bought = clicked & (rng.random(shown.shape) < worse)
+    return shown, clicked, bought
 
 
 def _name(query: int, place: int) -> str:

@@ -33,15 +33,24 @@ def trusting(attractiveness: np.ndarray, settings: Simulation, rng: Generator) -
 
 
 def personal_lists(
-    relevance: np.ndarray, sessions: int, settings: Simulation, rng: Generator, user: User, taste: float = 0.3
+    relevance: np.ndarray,
+    sessions: int,
+    settings: Simulation,
+    rng: Generator,
+    user: User,
+    *,
+    taste: float = 0.3,
+    shuffled: bool = False,
 ) -> Events:
     """Each user has a taste, by which the ranker sorts and the user clicks; it replaces the ranker's noise by session.
 
-    Then what stands high is better for this user than for others, and the model takes that for examination.
+    Then what stands high is better for this user than for others, and the model takes that for examination. With
+    ``shuffled``, lists are in random order instead.
     """
     opinion = relevance + settings.ranker_noise * rng.standard_normal(len(relevance))
     tastes = taste * rng.standard_normal((sessions, len(relevance)))
-    shown = np.argsort(-(opinion + tastes), axis=1)[:, : settings.depth]
+    order = rng.random(tastes.shape) if shuffled else opinion + tastes
+    shown = np.argsort(-order, axis=1)[:, : settings.depth]
     wanted = np.clip(relevance + tastes, 0, 1)[np.arange(sessions)[:, None], shown]
     clicked = user(settings.attractiveness(wanted), settings, rng)
     purchase = settings.purchase_ceiling * wanted**settings.purchase_gamma
