@@ -41,6 +41,10 @@ def open_store(uri: str) -> Store:
         from opengcl.index.exact import ExactStore
 
         return ExactStore(_folder(rest))
+    if scheme in ("postgresql", "postgres"):
+        from opengcl.index.postgres import PostgresStore
+
+        return PostgresStore(uri)
     if "://" in uri and scheme not in (*_OBJECT_STORAGE, "lancedb"):
         raise VectorIndexError(f"store: found the address {urlsplit(uri).scheme}://; allowed: {_ADDRESSES}")
     from opengcl.index.lance import LanceStore
