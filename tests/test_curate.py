@@ -31,7 +31,7 @@ from opengcl.curate import (
 )
 from opengcl.data import RankedDataset
 
-from .paid_services import KEY, THINGS, Fault, Services, running
+from .paid_services import KEY, THINGS, Fault, Services, completion, running
 from .test_cli import run_cli
 from .tiny_teacher import tiny_cross_encoder
 
@@ -219,6 +219,16 @@ def everything_in(folder: Path) -> bytes:
                 table = pq.read_table(file)
                 parts.append(str(table.select(sorted({*table.column_names} - {"image"})).to_pylist()).encode())
     return b"".join(parts)
+
+
+def test_fewer_queries_than_wanted_are_told(
+    services: Services, settings: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    body = json.dumps(completion(json.dumps({"queries": ["red shoe", "Red Shoe"]})))
+    services.faults = lambda kind, *_: Fault(body=body) if kind == "chat" else None
+    made = run(settings(scores={}, pictures={"fetch": False}))
+    assert made.counts["queries"] == 1
+    assert "Only 1 of 12 queries after 5 rounds" in caplog.text
 
 
 def test_too_many_failures_end_a_run_and_few_are_left_out(services: Services, settings: Any) -> None:

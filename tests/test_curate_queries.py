@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -336,6 +339,7 @@ def test_prompts_can_be_replaced_and_are_checked(tmp_path: Path) -> None:
 # Settings
 
 
+PAGES = ("curate", "score-sources")
 BASE: dict[str, Any] = {
     "out": "shop",
     "queries": {"file": "q.txt"},
@@ -400,6 +404,41 @@ def test_wrong_settings_are_named(changes: dict[str, Any], message: str) -> None
         config(**changes)
     for secret in ("abc", "user:pw"):
         assert secret not in str(caught.value)
+
+
+def yaml_blocks() -> list[dict[str, Any]]:
+    pages = Path(__file__).resolve().parents[1] / "docs"
+    found = [re.findall(r"```yaml\n(.*?)```", (pages / f"{name}.md").read_text(), re.DOTALL) for name in PAGES]
+    return [yaml.safe_load(block) for blocks in found for block in blocks]
+
+
+def test_the_configs_of_the_pages_are_configs_and_cost_what_they_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, *parts = yaml_blocks()
+    monkeypatch.chdir(tmp_path)
+    Path("categories.txt").write_text("\n".join(THINGS))
+    assert len(parts) == 3
+    for part in parts:
+        load_config(None, {**first, "budget": {}, **part})
+    found = estimate(load_config(None, first))
+    assert [(stage.name, stage.requests, round(stage.cost or 0, 2)) for stage in found.stages] == [
+        ("queries", 20, 0.01),
+        ("search", 200, 3.0),
+    ]
+    judge = estimate(load_config(None, {**first, "scores": {"judge": {}}})).stages[-1]
+    assert (judge.requests, round(judge.cost or 0, 2)) == (400, 0.2)
+
+
+def test_without_the_extra_the_way_to_get_it_is_told() -> None:
+    for absent in ("pydantic", "openai"):
+        script = f"import sys; sys.modules[{absent!r}] = None\n"
+        script += "from opengcl.curate.config import LLMOptions\nfrom opengcl.curate.llm import ChatModel\n"
+        script += "ChatModel(LLMOptions(model='m'), None, None)"
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        assert "CurateError" in done.stderr
+        assert "pip install 'opengcl[curate]'" in done.stderr
 
 
 def test_a_config_that_is_no_mapping(tmp_path: Path) -> None:

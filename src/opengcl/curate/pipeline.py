@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import threading
 from contextlib import ExitStack
@@ -37,6 +38,8 @@ from opengcl.curate.workers import together
 from opengcl.data import FieldType, Schema, write_dataset
 from opengcl.fetch import FetchOptions, fetch_pictures
 from opengcl.picture_store import PictureStore
+
+log = logging.getLogger(__name__)
 
 JOURNAL = "replies.jsonl.gz"
 REJECTS = "rejects.parquet"
@@ -182,11 +185,15 @@ class _Run:
         found = self.writer.write(failures=self.config.failures, stop=self.stop, progress=self.progress)
         if not found:
             raise CurateError(f"no query came of the model; see {self.config.work_folder / REJECTS}")
+        if len(found) < self.config.queries.count:
+            wanted, rounds = self.config.queries.count, self.config.queries.rounds
+            log.warning("Only %d of %d queries after %d rounds; more topics or styles help", len(found), wanted, rounds)
         return found
 
     def _results(self, queries: list[Query]) -> JudgedPairs:
         def search(query: Query) -> SearchResult:
-            return self.source.search(query.text, self.config.search.results)
+            found = self.source.search(query.text, self.config.search.results)
+            return SearchResult(found.hits, [])  # the journal has the raw replies, which are far larger
 
         results = together(
             search,
