@@ -21,7 +21,7 @@ from opengcl.pages import Product, data_uri, environment, first_texts, picture, 
 from opengcl.report import EN_DASH, SPLIT_NAMES
 from opengcl.shown_queries import judged_scores
 
-TITLES = 20_000
+TITLES = 10_000
 """Documents whose titles are compared with each other."""
 
 PICTURES = 3_000

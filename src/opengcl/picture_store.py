@@ -23,9 +23,8 @@ FILE = "pictures.sqlite"
 _BUSY_SECONDS = 60.0
 _LONGEST_NAME = 8192
 
-# Pages of 16 KB suit pictures of some tens of KB. The tables by URL have no rowid: the URL is stored once.
+# The tables by URL have no rowid, so that the URL is stored once.
 _TABLES = """
-PRAGMA page_size = 16384;
 PRAGMA journal_mode = WAL;
 PRAGMA synchronous = NORMAL;
 CREATE TABLE IF NOT EXISTS picture (id INTEGER PRIMARY KEY, digest BLOB NOT NULL UNIQUE, data BLOB NOT NULL);
