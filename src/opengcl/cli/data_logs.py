@@ -98,7 +98,7 @@ def from_logs(
     from 1 to 100 that says how good it is where it is looked at. A log that cannot tell position from quality is
     refused, with the reason.
 
-    Example: opengcl data from-logs logs/*.parquet --documents shop --out clicks --event click=select_item
+    Example: opengcl data from-logs 'logs/*.parquet' --documents shop --out clicks --event click=select_item
     """
     from opengcl.clicks import LogOptions, SupportOptions
     from opengcl.clicks import from_logs as run

@@ -87,40 +87,8 @@ def count_pairs(
     """
     _spell(connection)
     columns = [counted(kind) for kind in log.kinds]
-    sums = ", ".join(f"sum({quoted(one)}) AS {quoted(one)}" for one in columns)
-    connection.execute(
-        f"""CREATE TABLE judged AS SELECT *, CASE WHEN position IS NULL THEN 'without impression'
-            WHEN text IS NULL THEN 'query empty or too long' WHEN {DOCUMENT_ID} IS NULL THEN 'document not in catalogue'
-            WHEN position > {support.max_position or 1 << 30} THEN 'position beyond the limit' END AS reason
-        FROM {CELLS} LEFT JOIN spelling USING (query) LEFT JOIN (SELECT {DOCUMENT_ID} FROM {DOCUMENTS})
-            ON document = {DOCUMENT_ID}"""
-    )
-    connection.execute(f"DROP TABLE {CELLS}")
-    dropped = dict(
-        connection.sql(
-            "SELECT reason, sum(events)::BIGINT FROM judged WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
-        ).fetchall()
-    )
-    connection.execute(
-        f"""CREATE TABLE placed AS SELECT text, {DOCUMENT_ID}, position, randomised, {sums}
-        FROM judged WHERE reason IS NULL GROUP BY ALL"""
-    )
-    connection.execute("DROP TABLE judged")
-    connection.execute(
-        f"""CREATE TABLE kept AS SELECT text, {DOCUMENT_ID} FROM (
-            SELECT text, {DOCUMENT_ID}, sum(impressions) AS shown, sum(sum(impressions)) OVER of_query AS query_shown,
-                sum(sum({counted(CLICK)})) OVER of_query AS query_clicked
-            FROM placed GROUP BY text, {DOCUMENT_ID} WINDOW of_query AS (PARTITION BY text))
-        WHERE shown >= {support.pair_impressions} AND query_shown >= {support.query_impressions}
-            AND query_clicked >= {support.query_clicks}"""
-    )
-    connection.execute(
-        f"CREATE TABLE {PAIRS} AS SELECT row_number() OVER (ORDER BY text, {DOCUMENT_ID}) - 1 AS pair, * FROM kept"
-    )
-    before, after = (
-        connection.sql(f"SELECT count(*) FROM {one}").fetchall()[0][0]
-        for one in (f"(SELECT DISTINCT text, {DOCUMENT_ID} FROM placed)", PAIRS)
-    )
+    dropped = _place(connection, columns, support.max_position)
+    before, after = _number(connection, support)
     if not after:
         raise DataSetError(
             f"the log: no pair is left of {before:,}; dropped events: {dropped or 'none'}; allowed: pairs of documents "
@@ -130,13 +98,51 @@ def count_pairs(
     found = connection.sql(
         f"SELECT pair, position, randomised, {chosen} FROM placed JOIN {PAIRS} USING (text, {DOCUMENT_ID}) ORDER BY ALL"
     ).fetchnumpy()
-    connection.execute("DROP TABLE placed; DROP TABLE kept")
+    connection.execute("DROP TABLE placed")
     later = {kind: found[counted(kind)] for kind in log.follow_ups}
     pair, position = (found[name].astype(np.int64) for name in ("pair", "position"))
     counts = Counted(
         pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later
     )
     return counts, dropped, before - after
+
+
+def _place(connection: duckdb.DuckDBPyConnection, columns: list[str], max_position: int | None) -> dict[str, int]:
+    """The table ``placed``: cells by normalised query, without those that cannot count; their events by reason."""
+    connection.execute(
+        f"""CREATE TABLE judged AS SELECT *, CASE WHEN position IS NULL THEN 'without impression'
+            WHEN text IS NULL THEN 'query empty or too long' WHEN {DOCUMENT_ID} IS NULL THEN 'document not in catalogue'
+            WHEN position > {max_position or 1 << 30} THEN 'position beyond the limit' END AS reason
+        FROM {CELLS} LEFT JOIN spelling USING (query) LEFT JOIN (SELECT {DOCUMENT_ID} FROM {DOCUMENTS})
+            ON document = {DOCUMENT_ID}"""
+    )
+    connection.execute(f"DROP TABLE {CELLS}")
+    reasons = "SELECT reason, sum(events)::BIGINT FROM judged WHERE reason IS NOT NULL GROUP BY ALL ORDER BY ALL"
+    dropped = dict(connection.sql(reasons).fetchall())
+    sums = ", ".join(f"sum({quoted(one)}) AS {quoted(one)}" for one in columns)
+    connection.execute(
+        f"""CREATE TABLE placed AS SELECT text, {DOCUMENT_ID}, position, randomised, {sums}
+        FROM judged WHERE reason IS NULL GROUP BY ALL"""
+    )
+    connection.execute("DROP TABLE judged")
+    return dropped
+
+
+def _number(connection: duckdb.DuckDBPyConnection, support: SupportOptions) -> tuple[int, int]:
+    """The table `PAIRS`, of those with support; how many there are without the limits, and within."""
+    connection.execute(
+        f"""CREATE TABLE {PAIRS} AS SELECT row_number() OVER (ORDER BY text, {DOCUMENT_ID}) - 1 AS pair,
+            text, {DOCUMENT_ID} FROM (
+                SELECT text, {DOCUMENT_ID}, sum(impressions) AS shown,
+                    sum(sum(impressions)) OVER of_query AS query_shown,
+                    sum(sum({counted(CLICK)})) OVER of_query AS query_clicked
+                FROM placed GROUP BY text, {DOCUMENT_ID} WINDOW of_query AS (PARTITION BY text))
+        WHERE shown >= {support.pair_impressions} AND query_shown >= {support.query_impressions}
+            AND query_clicked >= {support.query_clicks}"""
+    )
+    sources = (f"(SELECT DISTINCT text, {DOCUMENT_ID} FROM placed)", PAIRS)
+    before, after = (connection.sql(f"SELECT count(*) FROM {one}").fetchall()[0][0] for one in sources)
+    return before, after
 
 
 def _spell(connection: duckdb.DuckDBPyConnection) -> None:

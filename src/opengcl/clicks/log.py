@@ -28,7 +28,7 @@ MOST_POSITIONS = 1000
 
 _LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 _DAY = 86_400
-_RESERVED = ("event", "repeat", "showing", "impression")
+_RESERVED = ("event", "examination", "repeat", "showing")
 
 
 @dataclass(frozen=True)
