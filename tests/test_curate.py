@@ -310,7 +310,7 @@ def killed_run(services: Services, file: Path, out: Path, answers: int) -> None:
     """Starts the command, and kills it when the server has given so many answers."""
     command = [sys.executable, "-m", "opengcl.cli", "data", "curate", "--config", str(file), "--out", str(out)]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 120
     while sum(one.answered for one in services.log) < answers and time.monotonic() < deadline:
         assert process.poll() is None, process.stderr.read()  # type: ignore[union-attr]
         time.sleep(0.002)

@@ -65,8 +65,9 @@ def together(
 
     with tqdm(total=len(items), desc=task, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
 
-        def count(_: Future[Result | CallError]) -> None:
-            bar.update()
+        def count(future: Future[Result | CallError]) -> None:
+            ended = future.cancelled() or future.exception() or isinstance(future.result(), StoppedError)
+            bar.update(0 if ended else 1)
 
         futures = [pool.submit(one, item) for item in items]
         for future in futures:
