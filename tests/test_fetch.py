@@ -251,7 +251,7 @@ def test_a_slow_drip_is_cut_after_the_time_of_the_whole_request(server: Server, 
     server.answers |= {"/drip": drip, "/hop": hop}
     start = time.monotonic()
     assert run([server.url("/drip"), server.url("/hop")], store, timeout=0.8, max_redirects=50).failed == 2
-    assert time.monotonic() - start < 3
+    assert time.monotonic() - start < 15
     for path in ("/drip", "/hop"):
         assert reason(store, server.url(path)) == "no complete answer within 0.8 s"
     assert store.failure(server.url("/drip")).permanent is False  # type: ignore[union-attr]
@@ -442,18 +442,19 @@ def test_a_host_gets_its_share_and_no_more(server: Server, store: PictureStore) 
 
 
 def test_a_slow_host_does_not_hold_up_another(server: Server, store: PictureStore) -> None:
-    def slow(handler: Handler) -> None:
-        time.sleep(0.4)
+    """Before the last of six requests to the slow host begins, the other host has answered all of twenty."""
+    asked: list[str] = []
+
+    def answer(handler: Handler) -> None:
+        asked.append(handler.path.partition("?")[0])
+        time.sleep(0.5 if asked[-1] == "/slow" else 0)
         handler.reply(body=RED)
 
-    server.answers["/slow"] = slow
-    urls = [server.url(f"/slow?{number}") for number in range(6)]
+    server.answers |= {"/slow": answer, "/fast": answer}
+    slow = [server.url(f"/slow?{number}") for number in range(6)]
     fast = [server.url(f"/fast?{number}", "localhost") for number in range(20)]
-    start = time.monotonic()
-    arrived: list[float] = []
-    server.answers["/fast"] = lambda handler: (arrived.append(time.monotonic() - start), handler.reply(body=RED))[1]
-    assert run([*urls, *fast], store, per_host=1, concurrency=4).fetched == 26
-    assert max(arrived) < 1.2 < time.monotonic() - start
+    assert run([*slow, *fast], store, per_host=1, concurrency=4).fetched == 26
+    assert asked[-1] == "/slow"
 
 
 def test_urls_are_read_as_they_are_needed(server: Server, store: PictureStore) -> None:
@@ -478,13 +479,13 @@ def test_urls_are_read_as_they_are_needed(server: Server, store: PictureStore) -
 def test_memory_does_not_grow_with_the_urls_that_are_skipped(store: PictureStore) -> None:
     with store._access() as connection:
         connection.executemany(
-            "INSERT INTO failure VALUES (?, 'gone', 1, 1, 0)", ((f"http://a/{n}",) for n in range(30_000))
+            "INSERT INTO failure VALUES (?, 'gone', 1, 1, 0)", ((f"http://a/{n}",) for n in range(10_000))
         )
     tracemalloc.start()
-    assert run((f"http://a/{number}" for number in range(30_000)), store) == FetchCounts(0, 0, 30_000)
+    assert run((f"http://a/{number}" for number in range(10_000)), store) == FetchCounts(0, 0, 10_000)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert peak < 4 << 20
+    assert peak < 2 << 20
 
 
 KILLED = """
@@ -502,7 +503,7 @@ with PictureStore(Path(folder)) as store:
 
 def test_killed_in_the_middle_it_goes_on_from_there(server: Server, tmp_path: Path) -> None:
     def answer(handler: Handler) -> None:
-        time.sleep(0.01)
+        time.sleep(0.03)
         handler.reply(body=picture((int(handler.path.partition("?")[2]), 0, 0)))
 
     server.answers["/1.jpg"] = answer
