@@ -27,8 +27,9 @@ $(READY): pyproject.toml $(CONSTRAINTS)
 quickstart: $(READY)  ## train on a synthetic shop and compare before and after: quickstart/
 	$(BIN)/opengcl quickstart --out quickstart
 
+# One process a core with one thread each; the tests of a file stay together, as they share what is costly to make.
 test: $(READY)  ## the tests, without those marked slow
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 test-slow: $(READY)  ## the tests marked slow
 	$(BIN)/python -m pytest -m slow
