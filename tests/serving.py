@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -141,3 +141,16 @@ def running(
             server.should_exit = True
             thread.join(30)
     assert not thread.is_alive()
+
+
+def under_way(server: Running) -> float:
+    """Requests that the server has not answered yet."""
+    return server.state.metrics.registry.get_sample_value("opengcl_requests_under_way") or 0.0
+
+
+def until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    """Waits for something that has to come."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not come about"
+        time.sleep(0.02)

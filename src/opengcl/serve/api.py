@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, StringConstraints, model_validator
 
 Text = Annotated[str, StringConstraints(max_length=10_000)]
 Picture = Annotated[str, Field(description="A picture's file in base64, or a data: URL.", max_length=44 << 20)]
@@ -141,12 +141,24 @@ class Document(BaseModel):
     fields: dict[str, Any]
 
 
+def _listed(texts: Any) -> Any:
+    return [texts] if isinstance(texts, str) else texts
+
+
+Texts = Annotated[
+    list[Text],
+    Field(min_length=1, max_length=100_000),
+    BeforeValidator(_listed, json_schema_input_type=Text | list[Text]),
+]
+"""One text or several."""
+
+
 class EmbeddingsRequest(BaseModel):
     """``POST /v1/embeddings``, as OpenAI's; keys that we do not know are left alone."""
 
     model_config = ConfigDict(strict=True)
 
-    input: Text | Annotated[list[Text], Field(min_length=1, max_length=100_000)]
+    input: Texts
     model: Annotated[str | None, Field(max_length=512)] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int | None, Field(ge=1, le=1 << 20)] = None

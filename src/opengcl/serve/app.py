@@ -269,7 +269,7 @@ def _add_embeddings(app: FastAPI, state: State) -> None:
         """Unit vectors of texts, as OpenAI's clients ask for them."""
         asked = await _json(request, api.EmbeddingsRequest)
         model = state.model(asked.model)
-        vectors = await model.embed([asked.input] if isinstance(asked.input, str) else asked.input, asked.dimensions)
+        vectors = await model.embed(asked.input, asked.dimensions)
         plain = asked.encoding_format == "float"
         data = [
             api.Embedding(index=row, embedding=vector.tolist() if plain else _base64(vector))

@@ -111,7 +111,8 @@ class Batcher(Generic[Item, Result]):
         with self._changed:
             if self._closed:
                 raise ClosedError("the encoder has ended")
-            if len(queue) + len(entries) > self._max_waiting:
+            # Into an empty queue all fit, or a request with more parts than the limit could never be answered.
+            if queue and len(queue) + len(entries) > self._max_waiting:
                 raise QueueFullError(len(queue), len(queue) * self._pace)
             queue.extend(entries)
             self._changed.notify_all()

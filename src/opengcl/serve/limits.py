@@ -32,8 +32,7 @@ class Limits:
 
     def __init__(self, app: ASGIApp, settings: Settings, metrics: Metrics, hosts: frozenset[str]) -> None:
         self._app, self._settings, self._metrics, self._hosts = app, settings, metrics, hosts
-        self._requests = 0
-        self.body_bytes = 0
+        self._requests = self._body_bytes = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
@@ -95,9 +94,15 @@ class Limits:
         Raises:
             ApiError: 503 if all bodies together are over the limit.
         """
-        if self.body_bytes + size > self._settings.max_bodies_bytes:
+        if self._body_bytes + size > self._settings.max_bodies_bytes:
             raise ApiError(503, "too many bytes are being uploaded at once", retry_after=_AGAIN)
-        self.body_bytes += size
+        self._body_bytes += size
+        self._metrics.body_bytes.set(self._body_bytes)
+
+    def give_back(self, size: int) -> None:
+        """Counts bytes as gone."""
+        self._body_bytes -= size
+        self._metrics.body_bytes.set(self._body_bytes)
 
     @property
     def body_seconds(self) -> float:
@@ -159,7 +164,7 @@ class _Body:
 
     def close(self) -> None:
         """Gives back what was counted."""
-        self._limits.body_bytes -= max(0, self._taken)
+        self._limits.give_back(max(0, self._taken))
         self._taken = 0
         if self._watch is not None:
             self._watch.cancel()

@@ -17,6 +17,7 @@ class Metrics:
         self.requests = self._counter("requests", "Requests answered.", "route", "method", "status")
         self.seconds = self._histogram("request_seconds", "From the header to the end of the reply.", _SECONDS, "route")
         self.under_way = Gauge("opengcl_requests_under_way", "Requests not yet answered.", registry=self.registry)
+        self.body_bytes = Gauge("opengcl_body_bytes", "Bytes of bodies in memory.", registry=self.registry)
         self.refused = self._counter("refused", "Requests refused by a limit, by status.", "status")
         self.batch_size = self._histogram("encoder_batch_size", "Texts and pictures encoded together.", _SIZES, "model")
         self.encode_seconds = self._histogram("encoder_batch_seconds", "Time to encode a batch.", _SECONDS, "model")
