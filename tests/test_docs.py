@@ -26,7 +26,7 @@ from opengcl.weights import WEIGHTS, weight_function
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 FENCE = re.compile(r"^```(\w*)[^\n]*\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-GROUPS = {"data"}
+GROUPS = {"data", "index"}
 COMMANDS: dict[str, Any] = {
     f"{group} {name}".strip(): command
     for group, commands in {

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 import yaml
 
-from opengcl.cli import data
+from opengcl.cli import data, index
 from opengcl.cli.serve import serve
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ app = typer.Typer(
 )
 
 app.add_typer(data.app, name="data")
+app.add_typer(index.app, name="index")
+app.command("encode")(index.encode)
 app.command()(serve)
 
 Data = Annotated[Path, typer.Option(help="Folder of the ranked data set: dataset.yaml and three Parquet tables.")]

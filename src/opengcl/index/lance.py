@@ -46,15 +46,14 @@ class LanceStore:
         approximate_from: As `APPROXIMATE_FROM`.
 
     Raises:
-        StoreError: It cannot be opened.
-        ImportError: LanceDB is not installed.
+        StoreError: It cannot be opened, or LanceDB is not installed.
     """
 
     def __init__(self, uri: str, *, approximate_from: int = APPROXIMATE_FROM) -> None:
         try:
             import lancedb
         except ImportError as error:
-            raise ImportError("LanceDB is not installed; pip install 'opengcl[serve]'") from error
+            raise StoreError("LanceDB is not installed; pip install 'opengcl[serve]'") from error
         self.uri = uri
         self.folder = None if "://" in uri else Path(uri)
         self.approximate_from = approximate_from

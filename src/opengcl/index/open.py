@@ -31,8 +31,7 @@ def open_store(uri: str) -> Store:
 
     Raises:
         VectorIndexError: Another kind of address.
-        StoreError: It cannot be opened.
-        ImportError: The extra that it needs is not installed; the message has the command.
+        StoreError: It cannot be opened, or the extra that it needs is not installed.
     """
     scheme, colon, rest = uri.partition(":")
     if not uri.strip():

@@ -22,7 +22,7 @@ try:
     from psycopg import errors, sql
     from psycopg.conninfo import conninfo_to_dict
 except ImportError as missing:
-    raise ImportError("PostgreSQL's client is not installed; pip install 'opengcl[pgvector]'") from missing
+    raise StoreError("PostgreSQL's client is not installed; pip install 'opengcl[pgvector]'") from missing
 
 Result = TypeVar("Result")
 Connection = psycopg.Connection[tuple[Any, ...]]
