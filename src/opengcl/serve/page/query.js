@@ -13,22 +13,22 @@ export async function searchBody(state, model, k, offset, signal) {
   const query = { negatives: state.minus.map((text) => ({ text })) };
   if (hasWords(state)) query.text = [state.text.trim(), ...state.plus].filter(Boolean).join(" ");
   if (hasPicture(state)) Object.assign(query, await pictureOf(state, model, query.text, signal));
-  if (query.text && query.image) [query.text_weight, query.image_weight] = [(100 - state.share) / 50, state.share / 50];
+  if (hasWords(state) && query.image) [query.text_weight, query.image_weight] = [(100 - state.share) / 50, state.share / 50];
   return { query, k, offset, where: where(state.filters), model: model.name };
 }
 
-/** A query for what is like a document: its picture where model and document allow it, else its name; null without both. */
+/** A query for what is like a document: its picture where model and document allow it, and its name; null without both. */
 export async function likeDocument(id, model, signal) {
-  const image = await pictureOfDocument(id, model, signal);
-  if (image) return { image };
-  const name = (await api.product(id, signal)).fields[nameField(model)];
-  return name ? { text: String(name) } : null;
+  const [image, found] = await Promise.all([pictureOfDocument(id, model, signal), api.product(id, signal)]);
+  const name = found.fields[nameField(model)];
+  return image || name ? { ...(image && { image }), ...(name && { text: String(name) }) } : null;
 }
 
 async function pictureOf(state, model, text, signal) {
   if (state.like) {
     const like = (await likeDocument(state.like, model, signal)) ?? {};
-    return like.image ? like : { text: [text, like.text].filter(Boolean).join(" ") };
+    if (!text) return like;
+    return like.image ? { image: like.image } : { text: [text, like.text].filter(Boolean).join(" ") };
   }
   const address = pictures.kept(state.picture);
   if (!address) throw new api.Failure(410, "The picture of this search is not in its address. Choose it again.");

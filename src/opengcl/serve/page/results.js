@@ -40,13 +40,13 @@ export class Results {
 
   async #run(signal) {
     this.hits = [];
-    if (!isSearch(this.state)) {
-      this.say("");
-      this.box.setAttribute("aria-busy", "false");
-      await welcome(this.box, this.model, this.links.text, signal);
-      return;
-    }
     this.box.setAttribute("aria-busy", "true");
+    if (isSearch(this.state)) await this.#search(signal);
+    else await welcome(this.box, this.model, this.links.text, signal);
+    if (!signal.aborted) this.box.setAttribute("aria-busy", "false");
+  }
+
+  async #search(signal) {
     const older = this.box.querySelector(".grid a, .compare");
     const waiting = setTimeout(() => this.box.replaceChildren(skeletons(PAGE / 2)), older ? SLOW : 0);
     try {
@@ -57,7 +57,6 @@ export class Results {
       this.box.replaceChildren(trouble(error, () => this.#run(this.#newest.signal())));
     } finally {
       clearTimeout(waiting);
-      if (!signal.aborted) this.box.setAttribute("aria-busy", "false");
     }
   }
 

@@ -7,13 +7,13 @@ export const MOST_MINUS = 8; // what the server takes
 
 /**
  * Shows the parts of a search.
- * `source`: {address, alt} of the picture, null without one. `change`: called with what changes in the state, and whether
- * the change is one step of many (a slider that moves).
+ * `source`: {address, alt} of the picture, null without one. `change`: called with what changes in the state.
  */
 export function showTerms(box, state, source, change) {
   const adding = box.querySelector("input.term");
   const typed = adding && { sign: adding.dataset.sign, value: adding.value, focused: adding === document.activeElement };
   const slider = document.activeElement?.id === "share";
+  const button = [...box.querySelectorAll("button")].indexOf(document.activeElement);
   box.replaceChildren(...[
     hasPicture(state) && pictureChip(source, change),
     hasPicture(state) && hasWords(state) && shareSlider(state, change),
@@ -25,6 +25,8 @@ export function showTerms(box, state, source, change) {
   box.hidden = false;
   if (typed?.focused) reopen(box, typed);
   if (slider) box.querySelector("#share")?.focus();
+  // Where a term was removed, the focus goes to what stands in its place.
+  if (button >= 0) [...box.querySelectorAll("button")].at(Math.min(button, box.querySelectorAll("button").length - 1)).focus();
 }
 
 /** Takes `-word` and `+word` out of what was typed. Returns the rest and the words. */
@@ -64,29 +66,33 @@ function remover(told, remove) {
   return make("button", { class: "remove", type: "button", "aria-label": told, onclick: remove }, icon("close"));
 }
 
+/** A button that becomes a field. The field stays when the focus leaves: if it shrank then, a click would miss its aim. */
 function adder(sign, told, state, change) {
-  const open = (event) => event.currentTarget.replaceWith(...entry(sign, told, state, change));
-  return make("button", { class: "chip add", type: "button", "data-sign": sign, onclick: (event) => {
-    const box = event.currentTarget.parentElement;
-    open(event);
-    box.querySelector("input.term").focus();
-  } }, `${sign === "plus" ? "+" : "−"} ${told.toLowerCase()}`);
+  const open = (event) => {
+    const input = entry(sign, told, state, change);
+    event.currentTarget.replaceWith(input);
+    input.focus();
+  };
+  return make("button", { class: "chip add", type: "button", "data-sign": sign, onclick: open },
+    `${sign === "plus" ? "+" : "−"} ${told.toLowerCase()}`);
 }
 
 function entry(sign, told, state, change) {
   const input = make("input", {
     class: "term", "data-sign": sign, maxlength: 100, placeholder: `${told} …`, "aria-label": `${told}: a word or a few, then Enter`,
     onkeydown: (event) => {
-      if (event.key !== "Enter" && event.key !== "Escape") return;
-      event.preventDefault();
-      event.stopPropagation();
-      const word = event.key === "Enter" ? input.value.trim() : "";
-      input.value = "";
-      change(word && !state[sign].includes(word) ? { [sign]: [...state[sign], word] } : {});
+      if (event.key === "Escape") {
+        const button = adder(sign, told, state, change);
+        input.replaceWith(button);
+        button.focus();
+      } else if (event.key === "Enter") {
+        const word = input.value.trim();
+        input.value = "";
+        change(word && !state[sign].includes(word) ? { [sign]: [...state[sign], word] } : {});
+      }
     },
-    onblur: () => !input.value.trim() && input.isConnected && input.replaceWith(adder(sign, told, state, change)),
   });
-  return [input];
+  return input;
 }
 
 function reopen(box, typed) {
