@@ -40,6 +40,10 @@ def open_store(uri: str) -> Store:
         from opengcl.index.exact import ExactStore
 
         return ExactStore(_folder(rest))
+    if ("://" not in uri and uri.endswith(".db")) or scheme in ("http", "https"):
+        from opengcl.index.milvus import MilvusStore
+
+        return MilvusStore(uri)
     if scheme in ("postgresql", "postgres"):
         from opengcl.index.postgres import PostgresStore
 
