@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
 import logging
 import math
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,8 +21,10 @@ import openai
 import pytest
 from PIL import Image
 
+from opengcl import cli
 from opengcl.encode import encode, encode_texts
 from opengcl.index import open_store
+from opengcl.serve import Settings
 from opengcl.serve.keys import ApiKeys
 from opengcl.serve.observe import access_log
 from opengcl.serve.run import is_local
@@ -528,3 +532,52 @@ def test_the_description_names_every_form(server: Running) -> None:
     forms = description["paths"]["/search"]["post"]["requestBody"]["content"]
     assert set(forms) == {"application/json", "multipart/form-data"}
     assert "/v1/embeddings" in description["paths"]
+
+
+def test_every_setting_is_in_the_table_with_its_default() -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs/serve.md").read_text(encoding="utf-8")
+    told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page[page.index("## Settings") :], re.MULTILINE))
+    actual = {field.name: json.dumps(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)}
+    assert told == actual
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["RUN", "--store", "exact:EMPTY"], "no index is live"),
+        (["OTHER", "--store", "STORE"], "holds vectors of the model"),
+        (["RUN", "--store", "STORE", "--compare", "OTHER"], "--compare and --compare-store go together"),
+        (["RUN", "--store", "STORE", "--compare", "OTHER", "--compare-store", "STORE"], "holds vectors of the model"),
+        (["nowhere", "--store", "STORE"], "holds no trained model"),
+        (["RUN", "--store", "STORE", "--data", "nowhere"], "nowhere: no such folder"),
+        (["RUN", "--store", "STORE", "--set", "max_batch"], "write name=value"),
+        (["RUN", "--store", "STORE", "--set", "max_batch=0"], "max_batch: found 0"),
+        (["RUN", "--store", "STORE", "--cors", "*"], "cors: found"),
+        (["RUN", "--store", "STORE", "--keys", "nowhere"], "cannot be read as a file of keys"),
+        (["RUN", "--store", "ftp://x"], "store: found"),
+    ],
+)
+def test_what_cannot_be_served_is_one_sentence(
+    shop: Shop,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+) -> None:
+    other = tmp_path / "other"
+    if "OTHER" in words:
+        make_run(other, shop.dataset, seed=9)
+    places = {
+        "RUN": str(shop.run),
+        "STORE": shop.store,
+        "OTHER": str(other),
+        "exact:EMPTY": f"exact:{tmp_path / 'empty'}",
+    }
+    monkeypatch.setattr(sys, "argv", ["opengcl", "serve", *(places.get(word, word) for word in words)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    error = capsys.readouterr().err
+    assert stop.value.code == 2
+    assert message in error
+    assert "Traceback" not in error

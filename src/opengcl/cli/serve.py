@@ -11,7 +11,14 @@ import yaml
 
 def serve(
     run: Annotated[Path, typer.Argument(help="Run folder or model folder.")],
-    store: Annotated[str, typer.Option(help="Where its index is: a folder, s3://, postgresql://, exact:FOLDER, ...")],
+    store: Annotated[
+        str,
+        typer.Option(
+            envvar="OPENGCL_STORE",
+            help="Where its index is: a folder, s3://, postgresql://, exact:FOLDER, ... An address with a password "
+            "belongs into the variable.",
+        ),
+    ],
     data: Annotated[
         Path | None, typer.Option(help="Its data set, for pictures, suggestions, filters and judged relevance.")
     ] = None,
@@ -20,7 +27,9 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=0, max=65535)] = 8000,
     compare: Annotated[Path | None, typer.Option(help="A second run, to compare with on the page.")] = None,
-    compare_store: Annotated[str | None, typer.Option(help="Where the second run's index is.")] = None,
+    compare_store: Annotated[
+        str | None, typer.Option(envvar="OPENGCL_COMPARE_STORE", help="Where the second run's index is.")
+    ] = None,
     label: Annotated[
         str | None, typer.Option(help="What the page calls the run; its folder's name by default.")
     ] = None,

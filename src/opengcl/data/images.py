@@ -31,7 +31,7 @@ Cell = bytes | str | dict[str, Any]
 """What an image column holds: the file's bytes, a path, or Hugging Face's ``{"bytes": ..., "path": ...}``."""
 
 
-def load(cell: Cell, root: Path) -> Image.Image:
+def load(cell: Cell, root: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Decodes one picture.
 
     Rotated as its EXIF data says and converted to RGB: palettes and CMYK are resolved, 16 bits become 8,
@@ -40,13 +40,14 @@ def load(cell: Cell, root: Path) -> Image.Image:
     Args:
         cell: A value of an image column.
         root: The data set's folder, which paths are relative to.
+        max_pixels: A lower limit of pixels, where many are decoded at once.
 
     Raises:
-        PictureError: If it cannot be read, is not a picture, or is over `MAX_PIXELS` or `MAX_BYTES`.
+        PictureError: If it cannot be read, is not a picture, or is over ``max_pixels`` or `MAX_BYTES`.
     """
     data = read(cell, root)
     try:
-        with _open(data) as image:
+        with _open(data, max_pixels) as image:
             image.load()
             return _to_rgb(_upright(image))
     except PictureError:
@@ -116,14 +117,14 @@ def _read_file(path: Path) -> bytes:
         raise PictureError(f"file {path} cannot be read: {os.strerror(error.errno or 0)}") from error
 
 
-def _open(data: bytes) -> Image.Image:
+def _open(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads a picture's header only, and refuses too many pixels."""
     try:
         image = Image.open(io.BytesIO(data), formats=_formats())
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PictureError(f"{error}; allowed: up to {MAX_PIXELS:,} pixels") from error
-    if image.width * image.height > MAX_PIXELS:
-        raise PictureError(f"{image.width} x {image.height} pixels; allowed: up to {MAX_PIXELS:,} pixels")
+        raise PictureError(f"{error}; allowed: up to {max_pixels:,} pixels") from error
+    if image.width * image.height > max_pixels:
+        raise PictureError(f"{image.width} x {image.height} pixels; allowed: up to {max_pixels:,} pixels")
     return image
 
 

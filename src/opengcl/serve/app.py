@@ -189,7 +189,7 @@ def _add_search(app: FastAPI, state: State) -> None:
         asked = api.SearchRequest(query=api.Query(text=q), k=k, offset=offset, where=where)
         return await state.model(model).search(asked)
 
-    @app.get("/suggest", dependencies=READ, responses=_ALWAYS)
+    @app.get("/suggest", dependencies=READ, responses={**_ALWAYS, **_errors(404)})
     async def suggest(
         q: Annotated[str, Query(max_length=1000)] = "", model: Annotated[str | None, Query(max_length=512)] = None
     ) -> list[str]:

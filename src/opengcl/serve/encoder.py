@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -149,17 +150,19 @@ class Encoder:
         return await self._pictures.decode(part, field, lambda picture: dict(self.model.encoder.preprocess([picture])))
 
     def _encode(self, items: list[_Work]) -> list[Vector]:
-        texts = [row for row, item in enumerate(items) if isinstance(item, str)]
-        groups = {_form(item): [] for item in items if not isinstance(item, str)}  # type: dict[Any, list[int]]
+        texts: dict[int, str] = {}
+        pictures: defaultdict[tuple[Any, ...], dict[int, Features]] = defaultdict(dict)
         for row, item in enumerate(items):
-            if not isinstance(item, str):
-                groups[_form(item)].append(row)
+            if isinstance(item, str):
+                texts[row] = item
+            else:
+                pictures[_form(item)][row] = item
         vectors = np.empty((len(items), self.dimension), dtype=np.float32)
         with torch.inference_mode():
             if texts:
-                vectors[texts] = self._chunk(text_features(self.model.encoder, [str(items[row]) for row in texts]))
-            for rows in groups.values():
-                vectors[rows] = self._chunk(_joined([dict(items[row]) for row in rows]))  # type: ignore[arg-type]
+                vectors[list(texts)] = self._chunk(text_features(self.model.encoder, list(texts.values())))
+            for group in pictures.values():
+                vectors[list(group)] = self._chunk(_joined(list(group.values())))
         if not np.isfinite(vectors).all():
             raise ValueError("the model's vector is not finite")
         return list(vectors)

@@ -50,9 +50,11 @@ class PictureThreads:
 
     Args:
         threads: How many at a time.
+        max_pixels: Of a picture in a request.
     """
 
-    def __init__(self, threads: int) -> None:
+    def __init__(self, threads: int, max_pixels: int) -> None:
+        self._max_pixels = max_pixels
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
 
     async def decode(self, data: bytes, field: str, make: Callable[[Image.Image], Made]) -> Made:
@@ -61,7 +63,7 @@ class PictureThreads:
         Raises:
             ApiError: 422 for bytes that are not a picture we read, or with too many pixels.
         """
-        return await self._run(lambda: make(_decoded(data, field)))
+        return await self._run(lambda: make(_decoded(data, field, self._max_pixels)))
 
     async def thumbnail(self, cell: images.Cell, root: Path, size: int) -> bytes:
         """A picture of a data set as JPEG, at most ``size`` pixels wide and high.
@@ -84,9 +86,9 @@ def content_key(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _decoded(data: bytes, field: str) -> Image.Image:
+def _decoded(data: bytes, field: str, max_pixels: int) -> Image.Image:
     try:
-        return images.load(data, _NOWHERE)
+        return images.load(data, _NOWHERE, max_pixels=max_pixels)
     except images.PictureError as error:
         raise ApiError(422, f"the picture cannot be used: {error}", field) from None
 

@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -15,7 +16,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from opengcl.data import RankedDataset
-from opengcl.index import model_fingerprint, open_store
+from opengcl.index import Store, model_fingerprint, open_store
 from opengcl.model import BiEncoder
 from opengcl.serve.app import State, create_app
 from opengcl.serve.catalogue import Catalogue
@@ -76,20 +77,22 @@ def open_state(
     if not 1 <= len(models) <= len(NAMES):
         raise ServeError(f"found {len(models)} models; allowed: one, or two to compare")
     settings = settings or Settings()
-    metrics, pictures = Metrics(), PictureThreads(settings.picture_threads)
+    metrics, pictures = Metrics(), PictureThreads(settings.picture_threads, settings.max_pixels)
     threads = Threads.start(settings.search_threads)
     catalogue = Catalogue(RankedDataset.open(data, strict=strict)) if data else None
-    state = State({}, keys or ApiKeys(), settings, metrics, pictures, threads)
     served: dict[str, Served] = {}
-    for name, place in zip(NAMES, models, strict=False):
-        fingerprint = model_fingerprint(place.run)
-        store = open_store(place.store)
-        state.stores.append(store)
-        live = LiveIndex(name, store, fingerprint, metrics)
-        encoder = Encoder(name, BiEncoder.load(place.run, device=device), fingerprint, pictures, settings, metrics)
-        label = place.label or place.run.resolve().name
-        served[name] = Served(name, label, fingerprint, encoder, live, catalogue, threads, settings, metrics)
-    return replace(state, models=served)
+    stores: list[Store] = []
+    with ExitStack() as opened:
+        for name, place in zip(NAMES, models, strict=False):
+            fingerprint = model_fingerprint(place.run)
+            stores.append(open_store(place.store))
+            opened.callback(stores[-1].close)
+            live = LiveIndex(name, stores[-1], fingerprint, metrics)
+            encoder = Encoder(name, BiEncoder.load(place.run, device=device), fingerprint, pictures, settings, metrics)
+            label = place.label or place.run.resolve().name
+            served[name] = Served(name, label, fingerprint, encoder, live, catalogue, threads, settings, metrics)
+        opened.pop_all()  # from here on they are the server's to close
+    return State(served, keys or ApiKeys(), settings, metrics, pictures, threads, stores)
 
 
 class Server(uvicorn.Server):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -22,6 +23,8 @@ from opengcl.serve.live import LiveIndex
 from opengcl.serve.metrics import Metrics
 from opengcl.serve.pictures import decode_base64
 from opengcl.serve.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 _NOTHING_LEFT = 1e-4  # length of a mix below which its direction is rounding
@@ -85,7 +88,7 @@ class Served:
         self._check_depth(request)
         vector = await self._query_vector(request.query, image)
         judged = self._judgements(request, image)
-        k = max(request.k, JUDGED_DEPTH) if judged else request.k
+        k = max(request.k, JUDGED_DEPTH) if judged and request.offset == 0 else request.k
 
         def look(index: Index) -> tuple[int, list[Found]]:
             where = _filter(request.where, index)
@@ -211,6 +214,7 @@ class Served:
         try:
             return await asyncio.get_running_loop().run_in_executor(pool or self.threads.searches, asked)
         except (StoreError, UnknownIndex) as error:
+            log.error("model %s: %s", self.name, error)
             raise ApiError(503, f"the store does not answer: {type(error).__name__}", retry_after=5) from error
         except ValueError as error:
             raise ApiError(422, str(error)) from None

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
-from opengcl.data.images import MAX_BYTES
+from opengcl.data.images import MAX_BYTES, MAX_PIXELS
 
 
 class ServeError(ValueError):
@@ -28,6 +28,7 @@ class Settings:
         max_upload_bytes: Body of `POST /documents`.
         max_bodies_bytes: All bodies that are in memory at once; beyond it 503.
         max_picture_bytes: One picture's file.
+        max_pixels: Of one picture; decoding takes up to 24 bytes a pixel for a moment.
         max_documents: Documents of one `POST /documents`.
         max_inputs: Texts of one `POST /v1/embeddings`.
         max_negatives: Negatives of one query.
@@ -60,6 +61,7 @@ class Settings:
     max_upload_bytes: int = 64 << 20
     max_bodies_bytes: int = 256 << 20
     max_picture_bytes: int = 8 << 20
+    max_pixels: int = 25_000_000
     max_documents: int = 1000
     max_inputs: int = 256
     max_negatives: int = 8
@@ -92,6 +94,8 @@ class Settings:
             raise ServeError("cors: found '*'; allowed: origins by name, such as https://shop.example")
         if self.max_picture_bytes > MAX_BYTES:
             raise ServeError(f"max_picture_bytes: found {self.max_picture_bytes:,}; allowed: up to {MAX_BYTES:,}")
+        if self.max_pixels > MAX_PIXELS:
+            raise ServeError(f"max_pixels: found {self.max_pixels:,}; allowed: up to {MAX_PIXELS:,}")
 
     def changed(self, changes: Mapping[str, Any]) -> Settings:
         """A copy with some settings changed.
