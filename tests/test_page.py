@@ -5,9 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,25 +26,21 @@ from playwright.sync_api import (
 )
 
 from opengcl.serve.keys import ApiKeys
+from tests import chromium
 from tests.page_shop import HOSTILE, page_shop
 from tests.serving import Running
 
 FASHION = Path(__file__).resolve().parents[1] / ".." / "shared" / "fashion"
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run"]
-FLAGS += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
-NAMES = ("chromium", "chromium-browser", "google-chrome")
 PHONE, WIDE = {"width": 360, "height": 740}, {"width": 1280, "height": 860}
 PATIENCE = 20_000  # ms; a busy machine is no failure
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Headless Chromium: OPENGCL_CHROMIUM, or the first of `NAMES` on the PATH."""
-    found = os.environ.get("OPENGCL_CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
-    if not found:
-        pytest.skip(f"no browser: set OPENGCL_CHROMIUM, or install one of {', '.join(NAMES)}")
+    if not chromium.path():
+        pytest.skip(chromium.MISSING)
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found, args=FLAGS)
+        browser = chromium.launch(playwright)
         yield browser
         browser.close()
 
@@ -228,6 +222,7 @@ def test_suggestions_by_keyboard_and_mouse(visit: Visit) -> None:
 
     box(visit.page).fill(word)
     options.first.wait_for()
+    box(visit.page).press("ArrowDown")
     box(visit.page).press("Escape")
     expect(options).to_have_count(0)
     box(visit.page).press("Space")
@@ -236,6 +231,13 @@ def test_suggestions_by_keyboard_and_mouse(visit: Visit) -> None:
     first = options.first.inner_text()
     options.first.click()
     expect(box(visit.page)).to_have_value(first)
+
+    box(visit.page).fill(word)
+    options.first.wait_for()
+    box(visit.page).press("ArrowDown")
+    box(visit.page).press_sequentially("xy")  # what is typed after a choice counts
+    box(visit.page).press("Enter")
+    expect(box(visit.page)).to_have_value(f"{word}xy")
 
 
 def test_a_chosen_picture_is_made_small_and_mixed_with_words(visit: Visit, tmp_path: Path, queries: list[str]) -> None:

@@ -98,6 +98,7 @@ let lastTyped = Number.NEGATIVE_INFINITY;
 
 function typed() {
   clearTimeout(typing);
+  suggestions.unmark();
   typing = setTimeout(() => {
     // Signs become terms on Enter; until then a word may still be in the making, and is left out.
     const text = takeSigns(byId("text").value).rest.replace(/(^|\s)[+-]$/, "");

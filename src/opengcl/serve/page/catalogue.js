@@ -9,10 +9,14 @@ const LONGEST_FACT = 40; // characters
 const FACTS = 2;
 const GRADES = 5;
 
-/** The field whose text names a document, or null. */
+/**
+ * The field whose text names a document, or null: a title, or else the first text that the model reads, or else the first
+ * there is. Null too where the model reads texts and the index keeps none of them: another field would mislead.
+ */
 export function nameField(model) {
-  const texts = Object.entries(model.fields).filter(([, type]) => type === "text").map(([name]) => name);
-  return NAMES.find((name) => texts.includes(name)) ?? texts[0] ?? null;
+  const texts = (fields) => Object.entries(fields ?? {}).filter(([, type]) => type === "text").map(([name]) => name);
+  const [kept, encoded] = [texts(model.fields), texts(model.inputs)];
+  return NAMES.find((name) => kept.includes(name)) ?? (encoded.length ? encoded : kept).find((name) => kept.includes(name)) ?? null;
 }
 
 /** What a document is called: its id where it has no name. */

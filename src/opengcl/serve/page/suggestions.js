@@ -24,6 +24,11 @@ export class Suggestions {
     this.input.removeAttribute("aria-activedescendant");
   }
 
+  /** None is chosen any more: what was typed since is meant. */
+  unmark() {
+    this.mark([...this.list.children], -1);
+  }
+
   get isOpen() {
     return !this.list.hidden;
   }
