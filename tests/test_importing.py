@@ -173,7 +173,8 @@ def test_pairs_of_unknown_ids(tmp_path: Path) -> None:
     given = source(tmp_path, judged(2, 2), documents=documents)
     with pytest.raises(DataSetError) as caught:
         import_dataset(given, tmp_path / "out", progress=False)
-    assert "column 'doc_id': unknown id in 2 rows: id 's1'; and 1 more. Allowed: an id of documents" in str(caught.value)
+    told = "column 'doc_id': unknown id in 2 rows: id 's1'; and 1 more. Allowed: an id of documents"
+    assert told in str(caught.value)
     found = import_dataset(given, tmp_path / "out", ImportOptions(bad_rows="skip"), progress=False)
     assert (found.counts["qrels"], found.counts["pairs_without_documents"]) == (2, 2)
 
