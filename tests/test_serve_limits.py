@@ -278,6 +278,20 @@ def test_pictures_share_batches_too(shop: Shop) -> None:
             assert [hit["score"] for hit in hits] == pytest.approx([hit["score"] for hit in alone], abs=1e-5)
 
 
+@pytest.mark.parametrize("path", ["/search", "/documents"])
+def test_clients_that_go_away_are_no_error(server: Running, path: str, caplog: pytest.LogCaptureFixture) -> None:
+    def gone() -> float | None:
+        labels = {"route": path, "method": "POST", "status": "499"}
+        return server.state.metrics.registry.get_sample_value("opengcl_requests_total", labels)
+
+    with connection(server) as raw:
+        begin(raw, path, 1000, b'{"query": ')
+        until(lambda: under_way(server) == 1)
+    until(lambda: gone() == 1)
+    assert under_way(server) == 0
+    assert "Exception" not in caplog.text
+
+
 def test_a_client_that_never_reads_does_not_hold_up_others(server: Running) -> None:
     with connection(server) as raw:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)

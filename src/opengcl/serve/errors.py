@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,10 @@ TYPES = {
 
 
 _UNKNOWN = "unknown key; allowed: those that /openapi.json lists"
+
+
+GONE = 499
+"""The client went away before the answer; nobody gets this status, logs and metrics have it (as nginx writes it)."""
 
 
 class ApiError(Exception):
@@ -78,6 +83,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _api_error)
     app.add_exception_handler(RequestValidationError, _request_error)
     app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unforeseen)
 
 
@@ -103,6 +109,10 @@ async def _request_error(_: Request, error: Any) -> JSONResponse:
 async def _http_error(_: Request, error: Any) -> JSONResponse:
     headers = dict(error.headers or {})
     return JSONResponse(body(error.status_code, str(error.detail)), error.status_code, headers)
+
+
+async def _gone(_: Request, __: Exception) -> Response:
+    return Response(status_code=GONE)
 
 
 async def _unforeseen(_: Request, __: Exception) -> JSONResponse:

@@ -36,12 +36,15 @@ class Limits:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request."""
-        if scope["type"] != "http" or scope["path"] in UNLIMITED:
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
         reply = _Reply(send)
         try:
             self._check_host(scope)
+            if scope["path"] in UNLIMITED:
+                await self._app(scope, receive, send)
+                return
             with self._place():
                 await self._answer(scope, receive, reply)
         except ApiError as error:

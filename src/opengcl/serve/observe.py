@@ -12,6 +12,7 @@ from typing import Any
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from opengcl.serve.errors import GONE
 from opengcl.serve.metrics import Metrics
 
 access_log = logging.getLogger("opengcl.access")
@@ -74,7 +75,7 @@ class _Seen:
 
     def __init__(self, identifier: str) -> None:
         self.identifier, self.started = identifier, time.perf_counter()
-        self.status, self.sent = 499, 0  # 499, as nginx writes it: the client went away before any answer
+        self.status, self.sent = GONE, 0
 
     def watch(self, send: Send) -> Send:
         async def watched(message: Message) -> None:
