@@ -6,17 +6,16 @@ A commit to a Lance table is atomic on a file system and in object storage alike
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
-from operator import eq, ge, gt, le, lt, ne
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from opengcl.index.filters import And, Filter, In, Missing, Operator, Or, check_filter
+from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
 from opengcl.index.rows import ARROW, checked_ids, checked_query, checked_rows, column_names, fields_by_row
 from opengcl.index.vectors import to_unit
@@ -272,16 +271,12 @@ def _matrix(vectors: pa.ChunkedArray, dimension: int) -> np.ndarray:
 
 def _by_id(ids: Sequence[str]) -> Iterator[str]:
     """Predicates for the ids, a thousand at a time."""
-    from lancedb.expr import col
-
     for start in range(0, len(ids), _IDS_AT_ONCE):
-        yield col("doc_id").isin(ids[start : start + _IDS_AT_ONCE]).to_sql()
+        yield f"doc_id IN ({', '.join(map(_literal, ids[start : start + _IDS_AT_ONCE]))})"
 
 
 def _sql(where: Filter, columns: Mapping[str, str]) -> str:
-    """The filter as SQL: comparisons as LanceDB's own expressions write them, of columns that we number."""
-    from lancedb.expr import col
-
+    """The filter as SQL, of columns that we number."""
     if isinstance(where, And | Or):
         word = " AND " if isinstance(where, And) else " OR "
         return word.join(f"({_sql(part, columns)})" for part in where.parts)
@@ -289,16 +284,17 @@ def _sql(where: Filter, columns: Mapping[str, str]) -> str:
     if isinstance(where, Missing):
         return f"{name} IS NOT NULL" if where.negated else f"{name} IS NULL"
     if isinstance(where, In):
-        within = col(name).isin(list(where.values))
-        return str((~within if where.negated else within).to_sql())
-    return str(_COMPARE[where.operator](col(name), where.value).to_sql())
+        return f"{name} {'NOT IN' if where.negated else 'IN'} ({', '.join(map(_literal, where.values))})"
+    return f"{name} {where.operator} {_literal(where.value)}"
 
 
-_COMPARE: dict[Operator, Callable[[Any, Any], Any]] = {
-    "=": eq,
-    "!=": ne,
-    "<": lt,
-    "<=": le,
-    ">": gt,
-    ">=": ge,
-}
+def _literal(value: Value) -> str:
+    """A value in LanceDB's SQL, where a backslash is a character like any other.
+
+    ``lancedb.expr.lit(value).to_sql()`` is no way to write one: it takes a quote after a backslash for escaped.
+    """
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    return repr(float(value))

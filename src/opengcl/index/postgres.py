@@ -36,7 +36,7 @@ _CONNECT_SECONDS = 10
 _SETUP_LOCK = 0x6F70656E67636C  # any number that all of our processes share
 
 _TABLES = """
-CREATE EXTENSION IF NOT EXISTS vector;
+CREATE EXTENSION IF NOT EXISTS vector SCHEMA public;
 CREATE TABLE IF NOT EXISTS opengcl_index (name text PRIMARY KEY, spec text NOT NULL);
 CREATE TABLE IF NOT EXISTS opengcl_live (
     one bool PRIMARY KEY DEFAULT true CHECK (one), name text NOT NULL REFERENCES opengcl_index
@@ -51,7 +51,7 @@ class PostgresStore:
 
     Args:
         uri: ``postgresql://user:password@host/database``, with any of libpq's parameters, such as
-            ``?options=-csearch_path%3Dshop`` for a schema. Without a password, ``PGPASSWORD`` or ``~/.pgpass`` has it.
+            ``?options=-csearch_path%3Dshop,public`` for a schema. A password can stand in ``PGPASSWORD`` or ``~/.pgpass``.
 
     Raises:
         StoreError: The server cannot be reached, or pgvector is not there and may not be installed by this user.
