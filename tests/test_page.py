@@ -75,6 +75,11 @@ class Visit:
     def open(self, address: str = "") -> None:
         self.page.goto(f"{self.url}/{address}")
 
+    def start(self) -> None:
+        """Opens the empty page and waits until its own searches are over."""
+        self.open()
+        settled(self.page)
+
     def search(self, text: str) -> None:
         """Types a query, and waits for what it finds."""
         box(self.page).fill(text)
@@ -188,8 +193,7 @@ def test_an_older_answer_is_never_shown(visit: Visit, queries: list[str]) -> Non
         text = json.loads(route.request.post_data or "")["query"].get("text")
         held.append(route) if text == queries[0] else route.continue_()
 
-    visit.open()
-    settled(visit.page)
+    visit.start()
     visit.page.route("**/search", hold)
     box(visit.page).fill(queries[0])
     box(visit.page).press("Enter")
@@ -200,6 +204,18 @@ def test_an_older_answer_is_never_shown(visit: Visit, queries: list[str]) -> Non
     held[0].fulfill(json={"model": "a", "took_ms": 1, "total": 0, "hits": []})
     visit.page.wait_for_timeout(300)
     assert shown(visit.page) == newer != []
+
+
+def test_what_is_typed_before_the_page_is_ready_is_searched(visit: Visit, queries: list[str]) -> None:
+    held: list[Route] = []
+    visit.page.route("**/models", lambda route: held.append(route))
+    visit.open()
+    box(visit.page).fill(queries[0])
+    box(visit.page).press("Enter")
+    with visit.answer() as reply:
+        held[0].continue_()
+    assert asked(reply.value)["query"]["text"] == queries[0]
+    expect(box(visit.page)).to_have_value(queries[0])
 
 
 def test_suggestions_by_keyboard_and_mouse(visit: Visit) -> None:
@@ -241,8 +257,7 @@ def test_suggestions_by_keyboard_and_mouse(visit: Visit) -> None:
 
 
 def test_a_chosen_picture_is_made_small_and_mixed_with_words(visit: Visit, tmp_path: Path, queries: list[str]) -> None:
-    visit.open()
-    settled(visit.page)
+    visit.start()
     with visit.answer() as reply:
         visit.page.get_by_label("Search with a picture").set_input_files(photo(tmp_path))
     body = asked(reply.value)
@@ -280,8 +295,7 @@ DROP = """([name, bytes, type]) => {
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
 def test_a_picture_is_dropped_or_pasted(visit: Visit, tmp_path: Path, way: str) -> None:
-    visit.open()
-    settled(visit.page)
+    visit.start()
     data = base64.b64encode(photo(tmp_path, (40, 80)).read_bytes()).decode()
     transfer = visit.page.evaluate_handle(DROP, ["photo.png", data, "image/png"])
     with visit.answer() as reply:
@@ -300,8 +314,7 @@ def test_a_picture_is_dropped_or_pasted(visit: Visit, tmp_path: Path, way: str) 
 
 
 def test_what_is_no_picture_is_refused_and_a_shared_picture_is_missed(visit: Visit, tmp_path: Path) -> None:
-    visit.open()
-    settled(visit.page)
+    visit.start()
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n and no more")
     (tmp_path / "text.txt").write_text("words")
     for name, told in (("broken.png", "not a picture that this browser can read"), ("text.txt", "not a picture")):
@@ -316,7 +329,7 @@ def test_what_is_no_picture_is_refused_and_a_shared_picture_is_missed(visit: Vis
 
 
 def test_more_of_and_less_of(visit: Visit, queries: list[str]) -> None:
-    visit.open()
+    visit.start()
     visit.search(f'{queries[0]} -leather +"deep red"')
     page = visit.page
     expect(box(page)).to_have_value(queries[0])
@@ -338,7 +351,7 @@ def test_more_of_and_less_of(visit: Visit, queries: list[str]) -> None:
 
 
 def test_filters_by_number_list_and_switch(visit: Visit, queries: list[str]) -> None:
-    visit.open()
+    visit.start()
     visit.search(queries[0])
     page = visit.page
     groups = page.locator("#filters details")
@@ -388,7 +401,7 @@ def test_nothing_found_offers_the_way_back(visit: Visit) -> None:
 def test_back_forward_reload_and_a_shared_link(
     visit: Visit, new_visit: Callable[..., Visit], queries: list[str]
 ) -> None:
-    visit.open()
+    visit.start()
     visit.search(queries[0])
     first = shown(visit.page)[:24]
     visit.search(queries[1])
@@ -457,7 +470,7 @@ ENDS = """path => [0, path.getTotalLength()].map(
 
 
 def test_compare_draws_the_moves_of_shared_products(visit: Visit, server: Running, queries: list[str]) -> None:
-    visit.open()
+    visit.start()
     visit.search(queries[0])
     page = visit.page
     page.get_by_role("radio", name="Compare").check()
@@ -493,7 +506,7 @@ def test_compare_draws_the_moves_of_shared_products(visit: Visit, server: Runnin
 
 
 def test_one_product_with_others_like_it(visit: Visit, queries: list[str]) -> None:
-    visit.open()
+    visit.start()
     visit.search(queries[0])
     page = visit.page
     first = shown(page)[0]
@@ -570,8 +583,7 @@ def test_keyboard_alone(visit: Visit, queries: list[str]) -> None:
 
 def test_a_failing_server_is_told_and_tried_again(new_visit: Callable[..., Visit], queries: list[str]) -> None:
     visit = new_visit(quiet=False)
-    visit.open()
-    settled(visit.page)
+    visit.start()
     page, alert = visit.page, visit.page.locator("#results [role=alert]")
     failing: list[Callable[[Route], None]] = [
         lambda route: route.fulfill(
@@ -607,8 +619,7 @@ def test_a_failing_server_is_told_and_tried_again(new_visit: Callable[..., Visit
 
 def test_a_busy_server_is_asked_again_when_it_said(new_visit: Callable[..., Visit], queries: list[str]) -> None:
     visit = new_visit(quiet=False)
-    visit.open()
-    settled(visit.page)
+    visit.start()
     page, left = visit.page, [429, 503]
 
     def busy(route: Route) -> None:
@@ -642,8 +653,7 @@ def test_a_page_that_starts_without_a_server_recovers(new_visit: Callable[..., V
 
 def test_more_that_fails_keeps_what_is_there(new_visit: Callable[..., Visit], queries: list[str]) -> None:
     visit = new_visit(quiet=False)
-    visit.open()
-    settled(visit.page)
+    visit.start()
     page = visit.page
 
     def first_page_only(route: Route) -> None:
@@ -812,5 +822,4 @@ def test_no_inline_code_and_a_policy_against_it(visit: Visit, server: Running) -
     assert "default-src 'self'" in policy
     assert "unsafe" not in policy
     assert re.findall(r"<script(?![^>]*\ssrc=)|<style|\sstyle=|\son[a-z]+=|https?:", reply.text) == []
-    visit.open()
-    settled(visit.page)
+    visit.start()

@@ -97,6 +97,7 @@ let typing = 0; // the timer of a search to come
 let lastTyped = Number.NEGATIVE_INFINITY;
 
 function typed() {
+  if (!models.length) return; // `start` takes what is in the box by then
   clearTimeout(typing);
   suggestions.unmark();
   typing = setTimeout(() => {
@@ -121,6 +122,7 @@ async function suggest(text) {
 }
 
 function commit() {
+  if (!models.length) return;
   clearTimeout(typing);
   suggesting.stop();
   suggestions.show([]);
@@ -246,13 +248,14 @@ function showViews() {
 
 async function start() {
   byId("results").replaceChildren(skeletons(12));
+  byId("results").setAttribute("aria-busy", "true");
   try {
     models = await api.models();
   } catch (error) {
     byId("results").replaceChildren(trouble(error, start));
     return;
   }
-  listenToBox();
+  const early = takeSigns(byId("text").value).rest;
   listenToDialogs();
   listenForPictures(usePicture);
   document.addEventListener("click", followLink);
@@ -261,7 +264,9 @@ async function start() {
   window.addEventListener("online", () => document.querySelector(".trouble button")?.click());
   showViews();
   arrive();
+  if (early && early !== state.text) update({ text: early });
   if (!isSearch(state)) byId("text").focus({ preventScroll: true });
 }
 
+listenToBox();
 start();
