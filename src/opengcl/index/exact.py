@@ -24,7 +24,7 @@ from jaxtyping import Float32
 from opengcl.index.filters import And, Filter, In, Missing, Or, check_filter
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
 from opengcl.index.rows import ARROW, checked_ids, checked_query, checked_rows, column_names, fields_by_row
-from opengcl.index.vectors import to_unit
+from opengcl.index.vectors import from_kept
 from opengcl.search import exact_top_k
 
 FILE = "exact.sqlite"
@@ -210,7 +210,7 @@ class ExactIndex:
             return int(database.execute(query).fetchone()[0] or 0)
 
     def _row(self, doc_id: str, vector: bytes, fields: str) -> Row:
-        unit = to_unit(np.frombuffer(vector, dtype=self.spec.dtype)[None])[0]
+        unit = from_kept(np.frombuffer(vector, dtype=self.spec.dtype)[None], self.spec.dtype)[0]
         return Row(doc_id, unit, dict(zip(self.spec.fields, json.loads(fields), strict=True)))
 
     def _hits(self, content: _Content, scores: np.ndarray, rows: np.ndarray) -> list[Hit]:
@@ -234,7 +234,7 @@ class ExactIndex:
         columns = {"row": pa.array(np.arange(len(rows), dtype=np.int64))}
         for number, (name, kind) in enumerate(self.spec.fields.items()):
             columns[column_names(self.spec)[name]] = pa.array([of_row[number] for of_row in values], ARROW[kind])
-        unit = to_unit(kept) if self.spec.dtype == "int8" else kept
+        unit = from_kept(kept, self.spec.dtype)
         return _Content(changes, [one for one, _, _ in rows], unit, pa.table(columns))
 
     @contextmanager

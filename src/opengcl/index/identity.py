@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from opengcl.model import ModelError, model_folder
-
 # Beside the model, but no part of it: `opengcl search` keeps its vectors there.
 _NOT_THE_MODEL = {"vectors"}
 
@@ -23,6 +21,8 @@ def model_fingerprint(run: str | Path) -> str:
     Raises:
         ModelError: There is no trained model.
     """
+    from opengcl.model import ModelError, model_folder  # takes seconds, which a look into a store does not need
+
     folder = model_folder(run)
     if folder is None:
         raise ModelError(f"{run} holds no trained model: neither a run folder nor a model folder")

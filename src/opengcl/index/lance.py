@@ -18,7 +18,7 @@ import pyarrow as pa
 from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
 from opengcl.index.rows import ARROW, checked_ids, checked_query, checked_rows, column_names, fields_by_row
-from opengcl.index.vectors import to_unit
+from opengcl.index.vectors import from_kept
 
 APPROXIMATE_FROM = 20_000
 """Documents from which on `LanceIndex.finish` builds an approximate index; fewer are compared one by one."""
@@ -205,7 +205,7 @@ class LanceIndex:
             for predicate in _by_id(names):
                 table = self._table.search().where(predicate).limit(_IDS_AT_ONCE).to_arrow()
                 if len(table):
-                    unit = to_unit(_matrix(table["vector"], self.spec.dimension))
+                    unit = from_kept(_matrix(table["vector"], self.spec.dimension), self.spec.dtype)
                     for doc_id, vector, fields in zip(
                         table["doc_id"].to_pylist(), unit, fields_by_row(self.spec, table), strict=True
                     ):

@@ -25,7 +25,7 @@ from opengcl.index.protocol import (
     unknown,
 )
 from opengcl.index.rows import checked_ids, checked_query, checked_rows, column_names
-from opengcl.index.vectors import to_unit
+from opengcl.index.vectors import from_kept
 
 try:
     from pymilvus import DataType, MilvusClient, MilvusException
@@ -183,7 +183,7 @@ class MilvusIndex:
         rows = checked_rows(self.spec, ids, vectors, fields)
         if not rows.ids:
             return
-        kept = to_unit(rows.vectors) if self.spec.dtype == "int8" else rows.vectors
+        kept = from_kept(rows.vectors, self.spec.dtype)
         columns = {"doc_id": rows.ids, "vector": list(kept)}
         columns |= {
             column: values.to_pylist() for column, values in zip(self._columns.values(), rows.columns, strict=True)
@@ -248,7 +248,7 @@ class MilvusIndex:
         with self._told() as client:
             for some in _parts(list(dict.fromkeys(names))):
                 for row in client.get(self._collection, ids=some):
-                    vector = to_unit(np.asarray(row["vector"], dtype=np.float32)[None])[0]
+                    vector = np.asarray(row["vector"], dtype=np.float32)
                     found[row["doc_id"]] = Row(row["doc_id"], vector, self._fields(row))
         return [found.get(one) for one in names]
 

@@ -13,7 +13,7 @@ import numpy as np
 from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
 from opengcl.index.rows import checked_ids, checked_query, checked_rows, column_names
-from opengcl.index.vectors import to_unit
+from opengcl.index.vectors import from_kept
 
 try:
     import psycopg
@@ -51,7 +51,7 @@ class PostgresStore:
 
     Args:
         uri: ``postgresql://user:password@host/database``, with any of libpq's parameters, such as
-            ``?options=-csearch_path%3Dshop,public`` for a schema. A password can stand in ``PGPASSWORD`` or ``~/.pgpass``.
+            ``?options=-csearch_path%3Dshop,public`` for a schema. The password may be in ``PGPASSWORD``.
 
     Raises:
         StoreError: The server cannot be reached, or pgvector is not there and may not be installed by this user.
@@ -263,10 +263,10 @@ class PostgresIndex:
         columns = sql.SQL(", ").join(map(sql.Identifier, ["doc_id", "vector", *self._columns.values()]))
         query = sql.SQL("SELECT {} FROM {} WHERE doc_id = ANY(%s)").format(columns, self._table)
         rows = self._run(lambda connection: connection.cursor(binary=True).execute(query, (names,)).fetchall())
-        found = {
-            doc_id: Row(doc_id, to_unit(vector.to_numpy()[None])[0], dict(zip(self.spec.fields, fields, strict=True)))
-            for doc_id, vector, *fields in rows
-        }
+        found = {}
+        for doc_id, vector, *fields in rows:
+            kept = from_kept(vector.to_numpy()[None], self.spec.dtype)[0]
+            found[doc_id] = Row(doc_id, kept, dict(zip(self.spec.fields, fields, strict=True)))
         return [found.get(one) for one in names]
 
     def finish(self) -> None:

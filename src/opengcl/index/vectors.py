@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from jaxtyping import Float, Float32, Int8
 
-from opengcl.index.protocol import VectorIndexError
+from opengcl.index.protocol import VectorIndexError, VectorType
 
 _LENGTH_TOLERANCE = 1e-3
 
@@ -45,10 +45,10 @@ def to_int8(vectors: Float[np.ndarray, "rows dimension"]) -> Int8[np.ndarray, "r
     return np.rint(vectors * (127 / largest)).astype(np.int8)
 
 
-def to_unit(vectors: np.ndarray) -> Float32[np.ndarray, "rows dimension"]:
-    """Vectors of any type at length 1."""
+def from_kept(vectors: np.ndarray, dtype: VectorType) -> Float32[np.ndarray, "rows dimension"]:
+    """What a store kept of vectors, at length 1."""
     plain = np.asarray(vectors, dtype=np.float32)
-    return plain / np.linalg.norm(plain, axis=1, keepdims=True)
+    return plain / np.linalg.norm(plain, axis=1, keepdims=True) if dtype == "int8" else plain
 
 
 def check_unit(vectors: np.ndarray, dimension: int, what: str) -> Float32[np.ndarray, "rows dimension"]:
