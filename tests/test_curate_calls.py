@@ -111,6 +111,7 @@ def test_a_file_cut_anywhere_keeps_all_whole_lines(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "data",
     [b"not gzip at all", gzip.compress(b"{}\n"), gzip.compress(b'{"kind": "odd", "key": "k"}\n'), gzip.compress(b"[]")],
+    ids=["no gzip", "empty", "odd", "list"],
 )
 def test_another_file_is_left_as_it_is(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "j.gz"
