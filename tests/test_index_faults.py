@@ -113,6 +113,8 @@ def test_a_full_disk_is_told_and_the_old_index_stays(kind: str, tmp_path: Path, 
         check=False,
     )
     assert "told:" in done.stdout, done.stderr
+    assert address.removeprefix("exact:") in done.stdout
+    assert ".rs:" not in done.stdout
     store = open_store(address)
     assert store.live() == "old"
     assert [hit.doc_id for hit in store.open().search(unit_vectors(1, 64), 1)[0]] == ["d0"]

@@ -5,6 +5,7 @@ A commit to a Lance table is atomic on a file system and in object storage alike
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ _KEEP_VERSIONS = timedelta(minutes=10)  # what a search that began before may st
 _REMOTE_CONSISTENCY = timedelta(seconds=5)
 _PROBES = 8
 _IDS_AT_ONCE = 1000
+_SOURCE = re.compile(r",? \S+\.rs:\d+:\d+")
 _INT8_STEPS = 128  # int8 components are kept as float16 of n/128, without loss: LanceDB compares no other small type
 
 
@@ -139,9 +141,7 @@ class LanceStore:
                 raise
             if index is not None and _PREFIX + index not in self._tables():
                 raise UnknownIndex(f"{self.uri}: index {index!r} was dropped") from error
-            raise StoreError(
-                f"{self.uri}: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
-            ) from error
+            raise StoreError(f"{self.uri}: {_said(error)}") from error
 
 
 class LanceIndex:
@@ -251,6 +251,12 @@ class LanceIndex:
 
     def _told(self) -> Any:
         return self._store.told(self.name)
+
+
+def _said(error: Exception) -> str:
+    """The first line of LanceDB's message, without the place in its own source."""
+    first = str(error).partition("\n")[0]
+    return _SOURCE.sub("", first) or type(error).__name__
 
 
 def _schema(spec: IndexSpec) -> pa.Schema:
