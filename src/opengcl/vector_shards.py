@@ -184,7 +184,7 @@ class _ShardEncoder:
     def __init__(self, job: EncodeJob) -> None:
         self.job = job
         dataset = RankedDataset.open(job.data, strict=job.strict)
-        self._model = BiEncoder.load(job.run, device=job.device)
+        self._model = BiEncoder.load(job.run, device=job.device or _device_of_rank())
         self._records: Records = dataset.queries if job.side == "query" else dataset.documents
         self._inputs: Inputs = inputs_for(self._model, self._records, job.side)
         width = self._model.encoder.get_embedding_dimension() or 0
@@ -249,6 +249,12 @@ def _settle(manifest: Manifest, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     with _whole(file) as temporary:
         temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
+
+
+def _device_of_rank() -> str | None:
+    """A GPU of its own for each rank of a machine; else the best there is."""
+    local = os.environ.get("LOCAL_RANK")
+    return f"cuda:{local}" if local is not None and torch.cuda.is_available() else None
 
 
 _encoders: list[_ShardEncoder] = []  # of a worker process: its one
