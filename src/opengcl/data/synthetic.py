@@ -101,7 +101,7 @@ class _Query:
 
 
 def make_shop(
-    out: Path, *, products: int = 800, queries: int | None = None, seed: int = 0, image_size: int = 64
+    out: Path | str, *, products: int = 800, queries: int | None = None, seed: int = 0, image_size: int = 64
 ) -> Path:
     """Writes the synthetic shop as a ranked data-set folder.
 
@@ -121,6 +121,7 @@ def make_shop(
     Raises:
         ValueError: An argument is out of range, or `out` holds something that this function did not make.
     """
+    out = Path(out)
     _check_range("products", products, MIN_PRODUCTS, 1_000_000)
     _check_range("image_size", image_size, 16, 512)
     _check_range("seed", seed, 0, 2**63)
