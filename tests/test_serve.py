@@ -11,7 +11,8 @@ import logging
 import math
 import re
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -459,7 +460,12 @@ def test_the_access_log_has_every_request_and_no_secret(server: Running, caplog:
     caplog.set_level(logging.INFO, logger=access_log.name)
     reply = server.get("/search?q=secretwords&k=2", headers={"Authorization": f"Bearer {READ}"})
     server.get("/documents/d1%0Aforged")
-    lines = [json.loads(record.getMessage()) for record in caplog.records if record.name == access_log.name]
+
+    def logged() -> list[Any]:
+        return [json.loads(record.getMessage()) for record in caplog.records if record.name == access_log.name]
+
+    assert eventually(lambda: len(logged()) == 2)  # a line is written once the reply is out
+    lines = logged()
     assert [(line["method"], line["path"], line["status"]) for line in lines] == [
         ("GET", "/search", 200),
         ("GET", "/documents/d1\nforged", 404),
@@ -468,6 +474,14 @@ def test_the_access_log_has_every_request_and_no_secret(server: Running, caplog:
     assert lines[0]["bytes"] == len(reply.content)
     assert not re.search(r"secretwords|rrrrr", caplog.text)
     assert all("\n" not in record.getMessage() for record in caplog.records)
+
+
+def eventually(true: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether something becomes true before long."""
+    end = time.monotonic() + seconds
+    while not true() and time.monotonic() < end:
+        time.sleep(0.01)
+    return true()
 
 
 def metric(server: Running, name: str, **labels: str) -> float:
@@ -481,7 +495,8 @@ def test_metrics_count_what_happened(server: Running) -> None:
         server.get("/search?q=winebag%20winebag%20tealcup")
     assert metric(server, "opengcl_query_cache_misses_total", model="a") == before["misses"] + 1
     assert metric(server, "opengcl_query_cache_hits_total", model="a") == before["hits"] + 2
-    assert metric(server, "opengcl_requests_total", route="/search", method="GET", status="200") == answered + 3
+    asked = {"route": "/search", "method": "GET", "status": "200"}
+    assert eventually(lambda: metric(server, "opengcl_requests_total", **asked) == answered + 3)
     for _ in range(5):
         server.get(f"/documents/{_}")
     text = server.get("/metrics").text
