@@ -456,6 +456,13 @@ def test_beyond_loopback_without_keys_documents_cannot_be_changed(shop: Shop, ca
     ]
 
 
+def test_the_page_is_asked_for_again_and_not_sent_again(server: Running) -> None:
+    for path in ("/", "/style.css"):
+        reply = server.get(path)
+        assert (reply.status_code, reply.headers["Cache-Control"]) == (200, "no-cache")
+        assert server.get(path, headers={"If-None-Match": reply.headers["ETag"]}).status_code == 304
+
+
 def test_the_access_log_has_every_request_and_no_secret(server: Running, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, logger=access_log.name)
     reply = server.get("/search?q=secretwords&k=2", headers={"Authorization": f"Bearer {READ}"})
