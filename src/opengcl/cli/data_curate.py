@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-import yaml
+
+from opengcl.cli import arguments
 
 if TYPE_CHECKING:
     from opengcl.curate import CurateConfig, Curated, Estimate
@@ -53,11 +54,11 @@ def curate(
     from opengcl.curate import estimate, load_config
 
     options = {
-        "out": _text(out),
-        "work": _text(work),
-        "queries.categories": _text(categories),
-        "queries.catalogue": _text(catalogue),
-        "queries.file": _text(queries),
+        "out": arguments.text(out),
+        "work": arguments.text(work),
+        "queries.categories": arguments.text(categories),
+        "queries.catalogue": arguments.text(catalogue),
+        "queries.file": arguments.text(queries),
         "queries.count": count,
         "queries.language": language,
         "llm.model": model,
@@ -68,7 +69,7 @@ def curate(
         "seed": seed,
     }
     given = {name: value for name, value in options.items() if value is not None}
-    settings = load_config(config, {**given, **_parsed(changes or [])})
+    settings = load_config(config, {**given, **arguments.settings(changes or [], "section.name=value")})
     if dry_run:
         _tell_estimate(estimate(settings), settings, as_json=as_json)
     else:
@@ -88,8 +89,8 @@ def _tell_estimate(found: Estimate, settings: CurateConfig, *, as_json: bool) ->
     limit = "no limit" if settings.budget.cost is None else f"{settings.budget.cost:g}"
     typer.echo(f"{'budget':<10}{settings.budget.requests:>12,}{limit:>14}")
     for note in found.notes:
-        _say(f"note: {note}")
-    _say("Nobody was asked.")
+        arguments.say(f"note: {note}")
+    arguments.say("Nobody was asked.")
 
 
 def _tell(made: Curated, settings: CurateConfig, *, as_json: bool) -> None:
@@ -101,27 +102,8 @@ def _tell(made: Curated, settings: CurateConfig, *, as_json: bool) -> None:
         typer.echo(f"{name:<36}{count:>10,}")
     typer.echo(f"{'requests so far, all runs':<36}{made.spent.requests:>10,}")
     typer.echo(f"{'cost so far, by the given prices':<36}{made.spent.cost:>10.4f}")
-    _say(f"{made.path}: written. Replies, pictures and rejects are kept in {settings.work_folder}")
+    arguments.say(f"{made.path}: written. Replies, pictures and rejects are kept in {settings.work_folder}")
 
 
 def _cost(cost: float | None) -> str:
     return "no price" if cost is None else f"{cost:.4f}"
-
-
-def _parsed(written: list[str]) -> dict[str, Any]:
-    """``section.name=value`` with the value read as YAML."""
-    changes = {}
-    for part in written:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--set {part!r}: write section.name=value")
-        changes[name.strip()] = yaml.safe_load(value)
-    return changes
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _say(message: str) -> None:
-    typer.echo(message, err=True)

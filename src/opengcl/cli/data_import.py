@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from opengcl.cli import arguments
+
 if TYPE_CHECKING:
     from opengcl.sources.mapping import TableMapping
 
@@ -140,7 +142,7 @@ def import_data(
         position=position,
         label=label,
         gains=_numbers("--gains", gains),
-        keep=tuple(_names(keep)) if keep else None,
+        keep=tuple(arguments.names(keep)) if keep else None,
     )
     asked = SourceOptions(
         mapping=columns,
@@ -149,7 +151,7 @@ def import_data(
         encoding=encoding,
         delimiter=delimiter,
         pictures=pictures,
-        locales=tuple(_names(locales)),
+        locales=tuple(arguments.names(locales)),
         small=small,
         score=marqo_score,
         config=config,
@@ -187,16 +189,12 @@ def _mapping(path: Path | None, **given: Any) -> TableMapping:
     return replace(read, **{name: value for name, value in given.items() if value is not None})
 
 
-def _names(written: str) -> list[str]:
-    return [name.strip() for name in written.split(",") if name.strip()]
-
-
 def _pairs(option: str, written: str | None) -> dict[str, str] | None:
     """``field=column,field=column``; a column alone is a field of its own name."""
     if written is None:
         return None
     found = {}
-    for part in _names(written):
+    for part in arguments.names(written):
         name, equals, column = part.partition("=")
         if not name.strip() or (equals and not column.strip()):
             raise ValueError(f"{option} {written!r}: write field=column, with commas between them")

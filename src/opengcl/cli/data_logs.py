@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from opengcl.cli import arguments
+
 if TYPE_CHECKING:
     from opengcl.clicks.scores import ScoreOptions
 
@@ -145,7 +147,7 @@ def from_logs(
             minimum_examinations=min_examinations,
         ),
         doc_id=doc_id,
-        fields=[one.strip() for one in fields.split(",") if one.strip()] if fields else None,
+        fields=arguments.names(fields) if fields else None,
         name=name,
         memory=memory,
         threads=threads,

@@ -10,6 +10,8 @@ from typing import Annotated, Any
 
 import typer
 
+from opengcl.cli import arguments
+
 Folder = Annotated[Path, typer.Argument(help="Folder of the data set: dataset.yaml and three Parquet tables.")]
 
 _EVERY = 10_000
@@ -57,7 +59,7 @@ def show(
     """
     from opengcl.data_page import write_data_page
 
-    _say(f"{write_data_page(folder, out, queries=queries, seed=seed)}: written")
+    arguments.say(f"{write_data_page(folder, out, queries=queries, seed=seed)}: written")
 
 
 def split(
@@ -93,7 +95,7 @@ def split(
     before = Schema.read(folder).splits
     options = replace(before, **{name: value for name, value in given.items() if value is not None})
     counts = resplit(folder, out, options, by_hash=by_hash, keep_parts=dev is None)
-    _say(f"{out or folder}: written")
+    arguments.say(f"{out or folder}: written")
     for side, rows in counts.items():
         typer.echo(f"{side:<16}{rows['seen']:>12,} seen{rows['novel']:>12,} novel")
 
@@ -117,7 +119,7 @@ def sample(
     from opengcl.data.sample import sample as run
 
     counts = run(folder, out, queries=queries, documents=documents, seed=seed)
-    _say(f"{out}: written")
+    arguments.say(f"{out}: written")
     for name, count in counts.items():
         typer.echo(f"{name:<16}{count:>12,}")
 
@@ -138,7 +140,3 @@ def _number_of(problems: Sequence[object]) -> str:
     if not problems:
         return "no problems"
     return "1 kind of problem" if len(problems) == 1 else f"{len(problems)} kinds of problems"
-
-
-def _say(message: str) -> None:
-    typer.echo(message, err=True)

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from opengcl.cli import arguments
+
 app = typer.Typer(no_args_is_help=True)
 
 Run = Annotated[str, typer.Argument(help="A run folder or model folder.")]
@@ -74,7 +76,7 @@ def build(
             run,
             dataset,
             name=name,
-            keep=None if keep is None else [one.strip() for one in keep.split(",") if one.strip()],
+            keep=None if keep is None else arguments.names(keep),
             dimension=dimension,
             dtype=dtype,  # type: ignore[arg-type] # checked there
             swap=swap,

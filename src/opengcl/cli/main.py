@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-import yaml
 
-from opengcl.cli import data, index
+from opengcl.cli import arguments, data, index
 from opengcl.cli.serve import serve
 
 if TYPE_CHECKING:
@@ -104,7 +103,7 @@ def train(
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
-        "data": _text(data),
+        "data": arguments.text(data),
         "model": model,
         "out": str(out),
         "fields": fields,
@@ -123,7 +122,7 @@ def train(
         "lora_rank": lora_rank,
         "workers": workers,
         "device": device,
-        **_settings(setting or []),
+        **arguments.settings(setting or []),
     }
     if config is None and resume and (out / "config.yaml").is_file():
         config = out / "config.yaml"
@@ -132,7 +131,7 @@ def train(
     leave_ranks()
     if not first:
         return
-    _say(f"{out}: trained. Open {out / 'report.html'}")
+    arguments.say(f"{out}: trained. Open {out / 'report.html'}")
     _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
 
 
@@ -180,15 +179,15 @@ def evaluate(
     evaluation = run(
         opened,
         dataset,
-        splits=_names(splits),
+        splits=arguments.names(splits),
         part=queries,  # type: ignore[arg-type] # checked there
-        metrics=_names(metrics) if metrics else DEFAULT_METRICS,
+        metrics=arguments.names(metrics) if metrics else DEFAULT_METRICS,
         runs=runs,
         progress=True,
     )
     if out is not None:
         evaluation.write(out, per_query=per_query_path(out), model=model, provenance=opened.provenance)
-        _say(f"{out}: written")
+        arguments.say(f"{out}: written")
     _print_splits(evaluation.splits())
 
 
@@ -209,7 +208,9 @@ def compare(
     from opengcl.compare import compare as run
     from opengcl.compare import format_table, to_json
 
-    found = run(evaluations, _names(metrics) if metrics else None, _names(splits) if splits else None, seed)
+    found = run(
+        evaluations, arguments.names(metrics) if metrics else None, arguments.names(splits) if splits else None, seed
+    )
     typer.echo(to_json(found) if as_json else format_table(found))
 
 
@@ -237,7 +238,7 @@ def metrics(
     report = metrics_of_files(
         qrels,
         run,
-        _names(names) if names else None,
+        arguments.names(names) if names else None,
         compat=compat,
         sample=sample,
         ties=ties,  # type: ignore[arg-type] # checked there
@@ -254,7 +255,7 @@ def metrics(
         ("ignored_queries", "not judged"),
     ):
         if report[key]:
-            _say(f"{report[key]} queries: {label}")
+            arguments.say(f"{report[key]} queries: {label}")
 
 
 @app.command()
@@ -288,7 +289,7 @@ def report(
     """
     from opengcl.report import write_report
 
-    _say(f"{write_report(run, _dataset_of(run, data), baseline=baseline, out=out, note=note)}: written")
+    arguments.say(f"{write_report(run, _dataset_of(run, data), baseline=baseline, out=out, note=note)}: written")
 
 
 @app.command()
@@ -311,7 +312,7 @@ def main() -> None:
     except (ValueError, OSError) as error:
         if os.environ.get("OPENGCL_DEBUG"):
             raise
-        _say(f"error: {error}")
+        arguments.say(f"error: {error}")
         sys.exit(2)
 
 
@@ -322,17 +323,6 @@ def _quiet_libraries() -> None:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
-def _settings(written: list[str]) -> dict[str, Any]:
-    """``name=value`` with the value read as YAML."""
-    settings = {}
-    for part in written:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--set {part!r}: write name=value")
-        settings[name.strip().replace("-", "_")] = yaml.safe_load(value)
-    return settings
-
-
 def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
@@ -340,18 +330,6 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
 
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
-
-
-def _names(written: str) -> list[str]:
-    return [name.strip() for name in written.split(",") if name.strip()]
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else str(path)
-
-
-def _say(message: str) -> None:
-    typer.echo(message, err=True)
 
 
 def _print_splits(splits: dict[str, dict[str, float]]) -> None:

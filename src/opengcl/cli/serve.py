@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
-import yaml
+
+from opengcl.cli import arguments
 
 
 def serve(
@@ -68,7 +69,7 @@ def serve(
     places = [ModelPlace(run, store, label)]
     if compare is not None and compare_store is not None:
         places.append(ModelPlace(compare, compare_store, compare_label))
-    settings = Settings().changed({**_settings(setting or []), **({"cors": cors} if cors else {})})
+    settings = Settings().changed({**arguments.settings(setting or []), **({"cors": cors} if cors else {})})
     state = open_state(places, data=data, keys=ApiKeys.load(keys), settings=settings, device=device, strict=strict)
     server = make_server(state, host, port)
     log_accesses()
@@ -77,14 +78,3 @@ def serve(
         typer.echo(f"{name}: {model.label}, index {index.name}, {index.count():,} documents", err=True)
     typer.echo(f"http://{host}:{port}/ (Ctrl+C to stop)", err=True)
     server.run()
-
-
-def _settings(written: list[str]) -> dict[str, Any]:
-    """``name=value`` with the value read as YAML."""
-    settings = {}
-    for part in written:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--set {part!r}: write name=value")
-        settings[name.strip().replace("-", "_")] = yaml.safe_load(value)
-    return settings
