@@ -222,6 +222,19 @@ def test_what_is_typed_before_the_page_is_ready_is_searched(visit: Visit, querie
         held[0].continue_()
     assert asked(reply.value)["query"]["text"] == queries[0]
     expect(box(visit.page)).to_have_value(queries[0])
+    visit.page.wait_for_timeout(300)
+    expect(visit.page.get_by_role("option")).to_have_count(0)  # Enter has ended the typing
+
+
+def test_what_is_typed_on_before_the_page_is_ready_is_suggested_for(visit: Visit) -> None:
+    held: list[Route] = []
+    visit.page.route("**/models", lambda route: held.append(route))
+    visit.open()
+    box(visit.page).press_sequentially("s")
+    held[0].continue_()
+    visit.page.get_by_role("option").first.wait_for()
+    cards(visit.page).first.wait_for()
+    assert visit.state()["q"] == ["s"]
 
 
 def test_suggestions_by_keyboard_and_mouse(visit: Visit) -> None:

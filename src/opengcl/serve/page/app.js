@@ -95,8 +95,10 @@ function filter(name, value) {
 
 let typing = 0; // the timer of a search to come
 let lastTyped = Number.NEGATIVE_INFINITY;
+let entered = false; // before the models were known
 
 function typed() {
+  entered = false;
   if (!models.length) return; // `start` takes what is in the box by then
   clearTimeout(typing);
   suggestions.unmark();
@@ -122,6 +124,7 @@ async function suggest(text) {
 }
 
 function commit() {
+  entered = true;
   if (!models.length) return;
   clearTimeout(typing);
   suggesting.stop();
@@ -264,7 +267,10 @@ async function start() {
   window.addEventListener("online", () => document.querySelector(".trouble button")?.click());
   showViews();
   arrive();
-  if (early && early !== state.text) update({ text: early });
+  if (early && early !== state.text) {
+    update({ text: early });
+    if (document.activeElement === byId("text") && !entered) suggest(early);
+  }
   if (!isSearch(state)) byId("text").focus({ preventScroll: true });
 }
 
