@@ -447,6 +447,44 @@ def test_the_approximate_index(kind: str, tmp_path: Path, request: pytest.Fixtur
         opened.close()
 
 
+def test_small_writes_leave_no_heap_of_files(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """LanceDB makes files with every commit and puts none together by itself; a search reads every one."""
+    opened = LanceStore(str(tmp_path / "lance"), approximate_from=1000)
+    index = many_filled(opened)
+    vectors = unit_vectors(MANY, 16)
+    for number in range(150):
+        vectors[number] = unit_vectors(1, 16, seed=number)[0]
+        index.upsert([f"d{number}"], vectors[number : number + 1], {"number": [-1.0]})
+    index.delete([f"d{number}" for number in range(1000, 1010)])
+    table = opened._database.open_table("index_a")
+    assert table.stats()["fragment_stats"]["num_fragments"] <= 64
+    assert index.count() == MANY - 10
+    assert index.count(parse_filter("number = -1", {"number": "number"})) == 150
+    left = np.delete(np.arange(MANY), range(1000, 1010))
+    queries = unit_vectors(20, 16, seed=1)
+    found, exact = index.search(queries, 10), index.search(queries, 10, exact=True)
+    assert ids_of(exact) == [[f"d{left[int(one[1:])]}" for one in best(vectors[left], query, 10)] for query in queries]
+    assert np.mean([len(set(a) & set(b)) for a, b in zip(ids_of(found), ids_of(exact), strict=True)]) >= 9
+    rows = index.get(names(150))
+    np.testing.assert_array_equal([row.vector for row in rows if row is not None], vectors[:150])
+    assert caplog.text == ""
+
+
+def test_a_write_stands_where_tidying_up_fails(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = LanceStore(str(tmp_path)).create("a", spec(fields={}))
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(type(index._table), "optimize", full)
+    for number in range(70):
+        index.upsert([f"d{number}"], unit_vectors(1, seed=number), {})
+    assert index.count() == 70
+    assert caplog.text.count("index 'a' was not tidied up: No space left on device") == 1
+
+
 # Addresses
 
 

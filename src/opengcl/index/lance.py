@@ -5,6 +5,7 @@ A commit to a Lance table is atomic on a file system and in object storage alike
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,8 +35,13 @@ _KEEP_VERSIONS = timedelta(minutes=10)  # what a search that began before may st
 _REMOTE_CONSISTENCY = timedelta(seconds=5)
 _PROBES = 8
 _IDS_AT_ONCE = 1000
+_METADATA_BYTES = 64 << 20  # LanceDB's own default of 1 GiB fills with what describes versions that nobody reads again
+_TIDY_EVERY = 64  # commits: each leaves files of its own, and a search reads every one
+_LARGE = 1024  # documents of a commit whose files are as good as tidy, as those of a build
 _SOURCE = re.compile(r",? \S+\.rs:\d+:\d+")
 _INT8_STEPS = 128  # int8 components are kept as float16 of n/128, without loss: LanceDB compares no other small type
+
+log = logging.getLogger(__name__)
 
 
 class LanceStore:
@@ -62,7 +68,8 @@ class LanceStore:
         with self.told():
             if self.folder:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            self._database = lancedb.connect(uri, read_consistency_interval=consistency)
+            session = lancedb.Session(metadata_cache_size_bytes=_METADATA_BYTES)
+            self._database = lancedb.connect(uri, read_consistency_interval=consistency, session=session)
             self._tables()
 
     def create(self, name: str, spec: IndexSpec) -> LanceIndex:
@@ -171,14 +178,18 @@ class LanceIndex:
         table = pa.Table.from_arrays([pa.array(rows.ids, pa.string()), packed, *rows.columns], schema=schema)
         with self._writing, self._told():
             merge = self._table.merge_insert("doc_id").when_matched_update_all().when_not_matched_insert_all()
-            merge.execute(table)
+            version = merge.execute(table).version
+            if len(rows.ids) < _LARGE:
+                self._tidy_up(version)
 
     def delete(self, ids: Sequence[str]) -> int:
         """As `Index.delete`: one commit for each thousand."""
         deleted = 0
         with self._writing, self._told():
             for predicate in _by_id(checked_ids(ids)):
-                deleted += self._table.delete(predicate).num_deleted_rows
+                done = self._table.delete(predicate)
+                deleted += done.num_deleted_rows
+                self._tidy_up(done.version)
         return deleted
 
     def search(
@@ -232,6 +243,15 @@ class LanceIndex:
             return None
         folder = self._store.folder / f"{_PREFIX}{self.name}.lance"
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    def _tidy_up(self, version: int) -> None:
+        """After every so many commits, whoever made them: small files put together, old ones removed."""
+        if version % _TIDY_EVERY:
+            return
+        try:
+            self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
+        except (RuntimeError, ValueError, OSError) as error:  # the write before is there all the same
+            log.warning("%s: index %r was not tidied up: %s", self._store.uri, self.name, _said(error))
 
     def _search(self, query: np.ndarray, k: int, where: str | None, offset: int, exact: bool) -> list[Hit]:
         search = self._table.search(query, vector_column_name="vector", query_type="vector").distance_type("cosine")
