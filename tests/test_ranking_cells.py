@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from benchmarks.ranking import cell as cells
-from benchmarks.ranking import cell_file, data, gradients
+from benchmarks.ranking import cell_file, cost, data, gradients
 from benchmarks.ranking.cell import Cell, Fields
+from benchmarks.ranking.cell_file import write_json
 from benchmarks.ranking.matrix import FIRST, PICTURES, SECOND_RULE, TWO_FIELDS
 from benchmarks.ranking.sides import GRID, LADDER, SEEDS, SIDES
 
@@ -92,6 +93,22 @@ def test_a_cell_is_tuned_trained_and_written_once(monkeypatch: pytest.MonkeyPatc
     assert cell_file.read_cells("fashion", "title") == {"paper": {1: content}}
     monkeypatch.setattr(cells, "train", lambda *_, **__: pytest.fail("trained again"))
     cells.run(cell)
+
+
+@pytest.mark.usefixtures("small")
+def test_steps_are_timed_in_turn_and_counted() -> None:
+    for side in ("clip", "ours"):
+        write_json(Cell("fashion", "title", side, 0).place.tuning, {"chosen": {"learning_rate": 1e-3}})
+    file = cost.measure("fashion", "title", ("clip", "ours"), rounds=3, steps=2)
+    content = json.loads(file.read_text())
+    assert file == cell_file.cost_file("fashion", "title")
+    config = Cell("fashion", "title", "clip", 0).config(Path("unused"), cost.WARM_UP + 6)
+    encoded = cells.encoded_rows(config)
+    per_step = (encoded[-1] - encoded[cost.WARM_UP - 1]) / 6
+    assert [content["sides"]["clip"][name] for name in ("queries", "documents")] == pytest.approx(per_step, abs=1e-5)
+    for row in content["sides"].values():
+        assert len(row["seconds"]) == 3
+        assert min(row["seconds"]) > 0
 
 
 @pytest.mark.usefixtures("small")

@@ -244,3 +244,20 @@ def test_only_what_is_between_the_markers_changes(tmp_path: Path) -> None:
     page.write_text("no markers")
     with pytest.raises(ValueError, match="expected <!-- results:begin -->"):
         tables.between_markers(page, "new")
+
+
+def test_step_costs_are_medians_beside_clip() -> None:
+    cell("clip", 0.5, 0.9)
+    cell("ours", 0.7, 0.9)
+    timed = {"queries": 900.4, "documents": 960.0}
+    content = {"sides": {"clip": {"seconds": [0.1, 0.9, 0.2], **timed}, "ours": {"seconds": [0.3, 0.3, 0.3], **timed}}}
+    write_json(cell_file.cost_file("fashion", "title"), content)
+    table = tables.step_costs(tables.Results.read("fashion", "title"))
+    assert "| `clip` | 0.200 | 1.00 | 900 | 960 |" in table
+    assert "| `ours` | 0.300 | 1.50 | 900 | 960 |" in table
+    assert "Seconds of a training step" in tables.section(tables.Results.read("fashion", "title"))
+
+
+def test_no_cost_no_table() -> None:
+    cell("clip", 0.5, 0.9)
+    assert tables.step_costs(tables.Results.read("fashion", "title")) == ""

@@ -2,6 +2,7 @@
 
     python -m benchmarks.ranking cell fashion title full-row --seed 0   # one cell, its side tuned first
     python -m benchmarks.ranking matrix --jobs 2                        # every cell that is missing, one thread each
+    python -m benchmarks.ranking cost fashion title                     # seconds of a step of the main sides, in turn
     python -m benchmarks.ranking tables                                 # docs/results.md, the README and the plots
 
 A cell that is there is left alone and one that was cut off goes on, so the matrix can be stopped at any time.
@@ -36,6 +37,9 @@ def main() -> None:
     matrix.add_argument("--fields", choices=FIELDS, action="append", help="only these fields; may be repeated")
     matrix.add_argument("--side", choices=SIDES, action="append", help="only these sides; may be repeated")
     matrix.add_argument("--seed", type=int, action="append", help="only these seeds; may be repeated")
+    cost = commands.add_parser("cost", help="what a training step costs, side by side")
+    cost.add_argument("data", choices=DATA)
+    cost.add_argument("fields", choices=FIELDS)
     commands.add_parser("tables", help="write the tables and plots")
     asked = parser.parse_args()
     os.chdir(ROOT)
@@ -44,6 +48,11 @@ def main() -> None:
         run_alone(Cell(asked.data, asked.fields, asked.side, asked.seed))
     elif asked.command == "matrix":
         sys.exit(run_matrix(asked.jobs, asked.data, asked.fields, asked.side, asked.seed))
+    elif asked.command == "cost":
+        from .cost import measure
+
+        os.environ["OMP_NUM_THREADS"] = "1"
+        print(measure(asked.data, asked.fields))
     else:
         from .tables import write_everything
 

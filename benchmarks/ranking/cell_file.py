@@ -3,6 +3,7 @@
 benchmarks/results/ranking/DATA/FIELDS/SIDE/seed-N.json       what a cell scored, and how it was made
 benchmarks/results/ranking/DATA/FIELDS/SIDE/seed-N.parquet    split, query_id, NDCG@10 and recall@100 a test query
 benchmarks/results/ranking/DATA/FIELDS/SIDE/tuning.json       the grid on dev queries, and what was chosen
+benchmarks/results/ranking/DATA/FIELDS/cost.json              seconds of a training step, the sides in turn
 """
 
 from __future__ import annotations
@@ -48,6 +49,11 @@ class Place:
     def tuning(self) -> Path:
         """The file of the grid."""
         return self.folder / "tuning.json"
+
+
+def cost_file(data: str, fields: str) -> Path:
+    """The file of what a step costs."""
+    return RESULTS / data / fields / "cost.json"
 
 
 def write_cell(place: Place, seed: int, content: Mapping[str, Any], per_query: pa.Table) -> None:

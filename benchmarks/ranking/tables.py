@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +74,14 @@ class Results:
         fields: The fields' name.
         cells: Side -> seed -> content of its file.
         tuned: Side -> content of its grid's file.
+        cost: Content of the file of steps that were timed in turn; empty where there is none.
     """
 
     data: str
     fields: str
     cells: Mapping[str, Mapping[int, Mapping[str, Any]]]
     tuned: Mapping[str, Mapping[str, Any]]
+    cost: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def read(cls, data: str, fields: str) -> Results:
@@ -89,7 +91,9 @@ class Results:
         tuned = {
             file.parent.name: json.loads(file.read_text(encoding="utf-8")) for file in folder.glob("*/tuning.json")
         }
-        return cls(data, fields, {side: found[side] for side in _in_order(found)}, tuned)
+        timed = cell_file.cost_file(data, fields)
+        cost = json.loads(timed.read_text(encoding="utf-8")) if timed.is_file() else {}
+        return cls(data, fields, {side: found[side] for side in _in_order(found)}, tuned, cost)
 
     @property
     def title(self) -> str:
@@ -385,6 +389,8 @@ def section(results: Results) -> str:
     for (base, metric), name in zip(COMPARED, ("NDCG@10", "NDCG@10", "recall@100"), strict=True):
         heading = f"**{name} against `{base}`**, paired over queries. {told}"
         parts += _titled(heading, differences_table(results, base, found.get((base, metric), {})))
+    heading = "**Seconds of a training step**, the sides in turn on one thread; medians over rounds."
+    parts += _titled(heading, step_costs(results))
     parts += _titled("**ERR / RBP (p = 0.9)** on the same queries.", other_metrics(results))
     parts += _titled(
         "**What the grid chose** on dev queries, seed 0; * stands at the edge of what was tried.",
@@ -438,6 +444,22 @@ def quality(results: Results) -> str:
             seeds = str(len(results.seeds(side)))
             rows.append([named(results, side), seeds, *figures, *(f"{c:,.0f}" if c else MISSING for c in costs)])
     return markdown(head, rows)
+
+
+def step_costs(results: Results) -> str:
+    """Side x what a step takes and encodes, beside CLIP's."""
+    timed = results.cost.get("sides", {})
+    seconds = {side: float(np.median(row["seconds"])) for side, row in timed.items()}
+    rows = [
+        [
+            f"`{side}`",
+            f"{seconds[side]:.3f}",
+            f"{seconds[side] / seconds[CLIP]:.2f}",
+            *(f"{row[name]:,.0f}" for name in ("queries", "documents")),
+        ]
+        for side, row in timed.items()
+    ]
+    return markdown(["side", "seconds", f"over `{CLIP}`", "queries encoded", "documents encoded"], rows)
 
 
 def other_metrics(results: Results) -> str:
