@@ -20,6 +20,7 @@ from opengcl.index import (
     StoreError,
     UnknownIndex,
     VectorIndexError,
+    lance,
     open_store,
     parse_filter,
     quoted,
@@ -468,6 +469,28 @@ def test_small_writes_leave_no_heap_of_files(tmp_path: Path, caplog: pytest.LogC
     rows = index.get(names(150))
     np.testing.assert_array_equal([row.vector for row in rows if row is not None], vectors[:150])
     assert caplog.text == ""
+
+
+def test_caches_are_emptied_after_many_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lance, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(lance, "_FRESH_AFTER", 10)
+    store = open_store(str(tmp_path))
+    writer = store.create("a", spec(fields={}))
+    reader = store.open("a")
+    first = reader._database  # type: ignore[attr-defined]
+    for number in range(25):
+        writer.upsert([f"d{number}"], unit_vectors(1, seed=number), {})
+        hits = reader.search(unit_vectors(1, seed=number), 1)
+        assert ids_of(hits) == [[f"d{number}"]]
+    assert reader._database is not first  # type: ignore[attr-defined]
+    assert reader._database is writer._database  # type: ignore[attr-defined]
+    assert store.open("a").count() == 25
+    store.swap("a")
+    store.create("b", spec(fields={}))
+    store.swap("b")
+    store.drop("a")
+    with pytest.raises(UnknownIndex, match="'a' was dropped"):
+        reader.count()
 
 
 def test_a_write_stands_where_tidying_up_fails(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import re
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -36,6 +37,8 @@ _REMOTE_CONSISTENCY = timedelta(seconds=5)
 _PROBES = 8
 _IDS_AT_ONCE = 1000
 _METADATA_BYTES = 64 << 20  # LanceDB's own default of 1 GiB fills with what describes versions that nobody reads again
+_FRESH_AFTER = 2000  # commits: LanceDB's caches also keep some kB of each that they don't count, and never let go
+_LOOK_SECONDS = 60.0
 _TIDY_EVERY = 64  # commits: each leaves files of its own, and a search reads every one
 _LARGE = 1024  # documents of a commit whose files are as good as tidy, as those of a build
 _SOURCE = re.compile(r",? \S+\.rs:\d+:\d+")
@@ -58,18 +61,17 @@ class LanceStore:
 
     def __init__(self, uri: str, *, approximate_from: int = APPROXIMATE_FROM) -> None:
         try:
-            import lancedb
+            import lancedb  # noqa: F401
         except ImportError as error:
             raise StoreError("LanceDB is not installed; pip install 'opengcl[serve]'") from error
         self.uri = uri
         self.folder = None if "://" in uri else Path(uri)
         self.approximate_from = approximate_from
-        consistency = timedelta(0) if self.folder else _REMOTE_CONSISTENCY
+        self._lock = threading.Lock()
         with self.told():
             if self.folder:
                 self.folder.mkdir(parents=True, exist_ok=True)
-            session = lancedb.Session(metadata_cache_size_bytes=_METADATA_BYTES)
-            self._database = lancedb.connect(uri, read_consistency_interval=consistency, session=session)
+            self._database = self._connect()
             self._tables()
 
     def create(self, name: str, spec: IndexSpec) -> LanceIndex:
@@ -77,8 +79,8 @@ class LanceStore:
         if check_name(name) in self.names():
             raise VectorIndexError(f"{self.uri}: index {name!r} is there already; allowed: a new name")
         with self.told():
-            table = self._database.create_table(_PREFIX + name, schema=_schema(spec))
-        return LanceIndex(self, name, spec, table)
+            self._database.create_table(_PREFIX + name, schema=_schema(spec))
+            return LanceIndex(self, name, spec)
 
     def open(self, name: str | None = None) -> LanceIndex:
         """As `Store.open`."""
@@ -87,9 +89,8 @@ class LanceStore:
         if wanted not in names or wanted is None:
             raise unknown(name, names, self.uri)
         with self.told():
-            table = self._database.open_table(_PREFIX + wanted)
-            described = (table.schema.metadata or {}).get(_SPEC, b"{}").decode()
-        return LanceIndex(self, wanted, IndexSpec.from_json(described), table)
+            described = (self._database.open_table(_PREFIX + wanted).schema.metadata or {}).get(_SPEC, b"{}")
+            return LanceIndex(self, wanted, IndexSpec.from_json(described.decode()))
 
     def names(self) -> list[str]:
         """As `Store.names`."""
@@ -127,6 +128,20 @@ class LanceStore:
     def close(self) -> None:
         """As `Store.close`: LanceDB keeps nothing open between calls."""
 
+    def table(self, name: str, *, worn: Any = None) -> tuple[Any, Any]:
+        """A connection and an index's table; a new connection, with empty caches, in place of a worn one."""
+        with self._lock:
+            if self._database is worn:
+                self._database = self._connect()
+            return self._database, self._database.open_table(_PREFIX + name)
+
+    def _connect(self) -> Any:
+        import lancedb
+
+        consistency = timedelta(0) if self.folder else _REMOTE_CONSISTENCY
+        session = lancedb.Session(metadata_cache_size_bytes=_METADATA_BYTES)
+        return lancedb.connect(self.uri, read_consistency_interval=consistency, session=session)
+
     def _tables(self) -> list[str]:
         names: list[str] = []
         page = None
@@ -158,11 +173,13 @@ class LanceIndex:
     vectors that are kept, and documents added since are compared one by one.
     """
 
-    def __init__(self, store: LanceStore, name: str, spec: IndexSpec, table: Any) -> None:
+    def __init__(self, store: LanceStore, name: str, spec: IndexSpec) -> None:
         self.name = name
         self.spec = spec
         self._store = store
-        self._table = table
+        self._database, self._opened = store.table(name)
+        self._fresh_until = self._opened.version + _FRESH_AFTER
+        self._look_at = time.monotonic() + _LOOK_SECONDS
         self._columns = column_names(spec)
         self._writing = threading.Lock()  # two merges of one process would make each other start again
 
@@ -243,6 +260,17 @@ class LanceIndex:
             return None
         folder = self._store.folder / f"{_PREFIX}{self.name}.lance"
         return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+    @property
+    def _table(self) -> Any:
+        """The table, opened anew after many commits of whatever process: see `_FRESH_AFTER`."""
+        if time.monotonic() >= self._look_at:
+            self._look_at = time.monotonic() + _LOOK_SECONDS
+            version = self._opened.version
+            if version >= self._fresh_until:
+                self._database, self._opened = self._store.table(self.name, worn=self._database)
+                self._fresh_until = version + _FRESH_AFTER
+        return self._opened
 
     def _tidy_up(self, version: int) -> None:
         """After every so many commits, whoever made them: small files put together, old ones removed."""
