@@ -99,6 +99,20 @@ def test_ranks_share_the_work_out(
     assert files(tmp_path) == straight
 
 
+@pytest.mark.slow
+def test_torchrun_makes_the_same_files(job: EncodeJob, straight: dict[str, bytes], tmp_path: Path) -> None:
+    """As the documentation has it, by two processes of one command."""
+    here = Path(sys.executable).parent
+    launch = [str(here / "torchrun"), "--nproc-per-node", "2", "--master-port", "0", "--no-python"]
+    encode = [str(here / "opengcl"), "encode", job.run, "--data", job.data, "--out", str(tmp_path / "out")]
+    words = [*launch, *encode, "--shard-rows", "9", "--device", "cpu"]
+    done = subprocess.run(
+        words, check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert files(tmp_path / "out") == straight
+
+
 SCRIPT = """
 import os, signal, sys
 from opengcl import vector_shards
