@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from opengcl.serve import ServeError, Settings
 from opengcl.serve.batching import Batch, Batcher, ClosedError, QueueFullError
 from opengcl.serve.cache import LeastRecentlyUsed
+from opengcl.serve.counts import Counts
 from opengcl.serve.keys import ApiKeys, key_of
 
 
@@ -74,6 +75,29 @@ def test_the_first_waits_for_others_but_not_forever() -> None:
     batcher.close()
     assert worker.batches == [[1, 2]]
     assert 0.15 < done[0].waited < 5
+
+
+def test_a_batch_waits_for_as_many_as_the_last_one_had() -> None:
+    done: list[Batch[int]] = []
+    worker = Worker()
+    batcher = make(worker, max_wait=0.5, done=done.append)
+
+    async def ask() -> None:
+        await batcher([1, 2])  # nobody knows yet how many will come
+        first = asyncio.ensure_future(batcher([3]))
+        await asyncio.sleep(0.05)
+        await asyncio.gather(first, batcher([4]))  # two, as before: nothing to wait for
+        await batcher([5])  # the one too few is waited for, once
+        await batcher([6])
+
+    asyncio.run(ask())
+    batcher.close()
+    assert worker.batches == [[1, 2], [3, 4], [5], [6]]
+    waited = [batch.waited for batch in done]
+    assert waited[0] > 0.4
+    assert 0.04 < waited[1] < 0.4
+    assert waited[2] > 0.4
+    assert waited[3] < 0.4
 
 
 def test_queries_go_before_bulk() -> None:
@@ -293,3 +317,34 @@ def test_many_threads_and_one_batcher() -> None:
     assert {start: [2 * item for item in range(start, start + 50)] for start in found} == found
     assert len(found) == 8
     assert time.monotonic() - started < 60
+
+
+def test_counts_are_kept_until_something_is_written() -> None:
+    counts, counted = Counts(seconds=60), iter(range(10, 20))
+
+    def count() -> int:
+        return next(counted)
+
+    one, other = ("a", "v1", ""), ("a", "v1", "price < 5")
+    assert [counts(one, count), counts(one, count), counts(other, count), counts(one, count)] == [10, 10, 11, 10]
+    counts.forget()
+    assert [counts(one, count), counts(other, count), counts(one, count)] == [12, 13, 12]
+
+
+def test_a_count_during_a_write_is_not_kept() -> None:
+    counts = Counts(seconds=60)
+
+    def written_meanwhile() -> int:
+        counts.forget()
+        return 1
+
+    asked = ("a", "v1", "")
+    assert [counts(asked, written_meanwhile), counts(asked, lambda: 2), counts(asked, lambda: 3)] == [1, 2, 2]
+
+
+def test_counts_are_of_the_last_moment() -> None:
+    counts = Counts(seconds=0.05)
+    asked = ("a", "v1", "")
+    assert counts(asked, lambda: 1) == 1
+    time.sleep(0.06)
+    assert counts(asked, lambda: 2) == 2

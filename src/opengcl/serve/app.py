@@ -143,13 +143,13 @@ def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 _ALWAYS = _errors(400, 401, 503)
 
 
-def _reader(request: Request) -> None:
+async def _reader(request: Request) -> None:  # async, or FastAPI takes a thread for each request
     state: State = request.app.state.served
     if not state.keys.may_read(key_of(request.scope["headers"])):
         raise ApiError(401, "no key, or one that is not known; allowed: Authorization: Bearer KEY")
 
 
-def _writer(request: Request) -> None:
+async def _writer(request: Request) -> None:
     state: State = request.app.state.served
     key = key_of(request.scope["headers"])
     if state.keys.may_write(key) or (not state.keys and state.settings.allow_writes):

@@ -53,10 +53,13 @@ class Batcher(Generic[Item, Result]):
 
     Bulk work is taken only while no query waits, so that an upload delays a search by one batch at most.
 
+    A batch waits for as many as the one before it had: who asks alone is answered at once, and of many who ask again as
+    soon as they are answered, none is left behind for a batch of its own.
+
     Args:
         work: Items -> their results, in order.
         max_batch: Items at a time.
-        max_wait: Seconds that the first of a batch waits for others.
+        max_wait: Seconds that the first of a batch waits for others at most.
         max_waiting: Items that may wait, for queries and for bulk each.
         done: Called with every batch, in the thread.
     """
@@ -76,6 +79,7 @@ class Batcher(Generic[Item, Result]):
         self._bulk: deque[_Waiting[Item, Result]] = deque()
         self._changed = threading.Condition()
         self._closed = False
+        self._expected = max_batch  # items that a batch waits for
         self._pace = 0.01  # seconds an item takes, smoothed: what Retry-After is made from
         self._thread = threading.Thread(target=self._run, name="encoder", daemon=True)
         self._thread.start()
@@ -137,11 +141,13 @@ class Batcher(Generic[Item, Result]):
             if queue:
                 self._wait_for_others(queue)
                 queue = self._queries or queue
+                if queue is self._queries:
+                    self._expected = min(len(queue), self._max_batch)
             return [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
 
     def _wait_for_others(self, queue: deque[_Waiting[Item, Result]]) -> None:
         until = queue[0].since + self._max_wait
-        while len(queue) < self._max_batch and not self._closed and (left := until - time.monotonic()) > 0:
+        while len(queue) < self._expected and not self._closed and (left := until - time.monotonic()) > 0:
             self._changed.wait(left)
 
     def _finish(self, entries: list[_Waiting[Item, Result]]) -> None:

@@ -81,7 +81,7 @@ class Encoder:
         missing = [row for row, vector in enumerate(found) if vector is None]
         self._metrics.cache_hits.labels(self._name).inc(len(parts) - len(missing))
         self._metrics.cache_misses.labels(self._name).inc(len(missing))
-        made = await self._vectors([parts[row] for row in missing], bulk=False)
+        made = await self._vectors([parts[row] for row in missing], bulk=False) if missing else []
         for row, vector in zip(missing, made, strict=True):
             self._kept.put(keys[row], vector)
             found[row] = vector

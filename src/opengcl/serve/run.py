@@ -20,6 +20,7 @@ from opengcl.index import Store, model_fingerprint, open_store
 from opengcl.model import BiEncoder
 from opengcl.serve.app import State, create_app
 from opengcl.serve.catalogue import Catalogue
+from opengcl.serve.counts import Counts
 from opengcl.serve.encoder import Encoder
 from opengcl.serve.keys import READ_VARIABLE, ApiKeys
 from opengcl.serve.limits import patient
@@ -78,7 +79,7 @@ def open_state(
         raise ServeError(f"found {len(models)} models; allowed: one, or two to compare")
     settings = settings or Settings()
     metrics, pictures = Metrics(), PictureThreads(settings.picture_threads, settings.max_pixels)
-    threads = Threads.start(settings.search_threads)
+    threads, counts = Threads.start(settings.search_threads), Counts(settings.swap_seconds)
     catalogue = Catalogue(RankedDataset.open(data, strict=strict)) if data else None
     served: dict[str, Served] = {}
     stores: list[Store] = []
@@ -90,7 +91,9 @@ def open_state(
             live = LiveIndex(name, stores[-1], fingerprint, metrics)
             encoder = Encoder(name, BiEncoder.load(place.run, device=device), fingerprint, pictures, settings, metrics)
             label = place.label or place.run.resolve().name
-            served[name] = Served(name, label, fingerprint, encoder, live, catalogue, threads, settings, metrics)
+            served[name] = Served(
+                name, label, fingerprint, encoder, live, catalogue, threads, counts, settings, metrics
+            )
         opened.pop_all()  # from here on they are the server's to close
     return State(served, keys or ApiKeys(), settings, metrics, pictures, threads, stores)
 

@@ -17,6 +17,7 @@ from opengcl.index import Filter, Index, StoreError, UnknownIndex, parse_filter,
 from opengcl.index import Hit as Found
 from opengcl.serve import api
 from opengcl.serve.catalogue import JUDGED_DEPTH, Catalogue, Judgements, no_filter_info
+from opengcl.serve.counts import Counts
 from opengcl.serve.encoder import Encoder, Part, Vector
 from opengcl.serve.errors import ApiError
 from opengcl.serve.live import LiveIndex
@@ -60,6 +61,7 @@ class Served:
         live: The index.
         catalogue: The data set, where one was given.
         threads: For the store.
+        counts: How many documents match, of the last moment.
         settings: Limits.
         metrics: What is counted.
     """
@@ -71,6 +73,7 @@ class Served:
     live: LiveIndex
     catalogue: Catalogue | None
     threads: Threads
+    counts: Counts
     settings: Settings
     metrics: Metrics
 
@@ -94,7 +97,8 @@ class Served:
             where = _filter(request.where, index)
             _check_fields(request.fields, index)
             query = _shortened(vector, index.spec.dimension)
-            return index.count(where), index.search(query[None], k, where=where, offset=request.offset)[0]
+            total = self.counts((self.name, index.name, request.where or ""), lambda: index.count(where))
+            return total, index.search(query[None], k, where=where, offset=request.offset)[0]
 
         with self.metrics.search_seconds.labels(self.name).time():
             total, found = await self._ask(look)
@@ -140,7 +144,7 @@ class Served:
                 raise ApiError(409, "another index went live with other fields; send the documents again")
             live.upsert(ids, _shortened(vectors, live.spec.dimension), columns)
 
-        await self._ask(write, self.threads.writes)
+        await self._write(write)
         self.metrics.upserted.labels(self.name).inc(len(ids))
         return api.DocumentsReply(model=self.name, upserted=len(ids), took_ms=_milliseconds(started))
 
@@ -150,7 +154,7 @@ class Served:
         Raises:
             ApiError: 404 where there is none with this id.
         """
-        deleted = await self._ask(lambda index: index.delete([doc_id]), self.threads.writes)
+        deleted = await self._write(lambda index: index.delete([doc_id]))
         if not deleted:
             raise ApiError(404, f"no document {doc_id[:200]!r}", "doc_id")
         self.metrics.deleted.labels(self.name).inc(deleted)
@@ -218,6 +222,17 @@ class Served:
             raise ApiError(503, f"the store does not answer: {type(error).__name__}", retry_after=5) from error
         except ValueError as error:
             raise ApiError(422, str(error)) from None
+
+    async def _write(self, write: Callable[[Index], Result]) -> Result:
+        """The same for a change, after which documents are counted anew."""
+
+        def written(index: Index) -> Result:
+            try:
+                return write(index)
+            finally:
+                self.counts.forget()
+
+        return await self._ask(written, self.threads.writes)
 
     async def _query_vector(self, query: api.Query, image: bytes | None) -> Vector:
         parts: list[tuple[Part, str]] = []

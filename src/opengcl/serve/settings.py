@@ -19,7 +19,7 @@ class Settings:
 
     Attributes:
         max_batch: Texts or pictures that the encoder takes at a time.
-        max_wait_ms: How long the first of a batch waits for others, in milliseconds; 0: not at all.
+        max_wait_ms: How long a batch waits at most for as many as the one before it had, in milliseconds.
         max_waiting: Texts and pictures that may wait for the encoder; beyond it requests get 429.
         cached_queries: Query vectors kept.
         max_requests: Requests under way; beyond it 503.
@@ -41,7 +41,7 @@ class Settings:
         header_seconds: Until a connection has sent a whole header; then it is cut.
         drain_seconds: How long `/readyz` says 503 before new connections are refused, after SIGTERM.
         stop_seconds: How long running requests may take after that.
-        swap_seconds: How often the store is asked which index is live.
+        swap_seconds: How often the store is asked which index is live; how long a count of documents is kept.
         picture_threads: Threads that decode pictures.
         search_threads: Threads that search.
         thumbnail_bytes: Thumbnails kept in memory.
