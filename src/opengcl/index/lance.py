@@ -30,9 +30,10 @@ _PREFIX = "index_"
 _LIVE = "live"
 _SPEC = b"opengcl"
 _SEARCHED = 128  # HNSW's ef: candidates kept in mind while the graph is walked
+_BUILT = 150  # the same while it is built: LanceDB's own 300 take twice the time and find no more
 _REFINED = 2  # times k candidates whose cosine is made from the kept vectors: the graph's are rounded, of another scale
 _PARTITION_ROWS = 1_000_000
-_KEEP_VERSIONS = timedelta(minutes=10)  # what a search that began before may still read
+_KEEP_VERSIONS = timedelta(minutes=2)  # what a search that began before may still read; each slows all searches a little
 _REMOTE_CONSISTENCY = timedelta(seconds=5)
 _PROBES = 8
 _IDS_AT_ONCE = 1000
@@ -251,7 +252,8 @@ class LanceIndex:
                 self._table.create_index("doc_id", config=BTree())
             if rows >= self._store.approximate_from and "vector" not in there:
                 partitions = -(-rows // _PARTITION_ROWS)
-                self._table.create_index("vector", config=IvfHnswSq(distance_type="cosine", num_partitions=partitions))
+                config = IvfHnswSq(distance_type="cosine", num_partitions=partitions, ef_construction=_BUILT)
+                self._table.create_index("vector", config=config)
             self._table.optimize(cleanup_older_than=_KEEP_VERSIONS)
 
     def size(self) -> int | None:
