@@ -33,7 +33,7 @@ _SEARCHED = 128  # HNSW's ef: candidates kept in mind while the graph is walked
 _BUILT = 150  # the same while it is built: LanceDB's own 300 take twice the time and find no more
 _REFINED = 2  # times k candidates whose cosine is made from the kept vectors: the graph's are rounded, of another scale
 _PARTITION_ROWS = 1_000_000
-_KEEP_VERSIONS = timedelta(minutes=2)  # what a search that began before may still read; each slows all searches a little
+_KEEP_VERSIONS = timedelta(minutes=2)  # what a search that began before may read; each slows every search a little
 _REMOTE_CONSISTENCY = timedelta(seconds=5)
 _PROBES = 8
 _IDS_AT_ONCE = 1000
