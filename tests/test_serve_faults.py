@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import socket
@@ -10,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ import numpy as np
 import pytest
 
 from opengcl.index import open_store
+from opengcl.index.exact import ExactIndex
 from tests.builders import WORDS
 from tests.index_stores import postgres_server, postgres_uri, store_uri  # noqa: F401 - a fixture
 from tests.serving import Process, Running, Shop, build, make_shop, process, running, until
@@ -60,14 +63,16 @@ def test_kill_during_writes_loses_nothing_that_was_acknowledged(place: Shop, tmp
         server.process.send_signal(signal.SIGKILL)
         for writer in writers:
             writer.join(60)
-    index = open_store(place.store).open()
-    rows = index.get(acknowledged)
-    assert [row.doc_id if row else None for row in rows] == acknowledged
-    written = {name.rpartition("-")[0] for name in acknowledged}
-    for request in sorted(written):  # each request is there whole
-        assert None not in index.get([f"{request}-{part}" for part in range(3)])
-    assert (index.count() - 40) % 3 == 0
-    assert index.search(np.eye(16, dtype=np.float32)[:1], 5, exact=True)[0]
+    with closing(open_store(place.store)) as store:
+        index = store.open()
+        rows = index.get(acknowledged)
+        assert [row.doc_id if row else None for row in rows] == acknowledged
+        assert (index.count() - 40) % 3 == 0  # each request is there whole, also the last
+        written = {name.rpartition("-")[0] for name in acknowledged}
+        last = [f"w{writer}-{number}-0" for writer in range(3) for number in range(len(written) + 2)]
+        for name in (row.doc_id for row in index.get(last) if row):
+            assert None not in index.get([f"{name[:-1]}{part}" for part in range(3)])
+        assert index.search(np.eye(16, dtype=np.float32)[:1], 5, exact=True)[0]
 
 
 @pytest.mark.parametrize("kind", [*KINDS, pytest.param("milvus", marks=pytest.mark.slow)])
@@ -109,6 +114,33 @@ def test_swaps_while_queries_run_never_mix(place: Shop, kind: str) -> None:
         swaps = server.state.metrics.registry.get_sample_value("opengcl_index_swaps_total", {"model": "a"})
         assert swaps == 7
     store.close()
+
+
+@pytest.mark.parametrize("moment", ["before", "meanwhile"])
+def test_what_is_acknowledged_after_a_swap_is_in_the_new_index(
+    shop: Shop, tmp_path: Path, moment: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the server has not looked yet which index is live."""
+    place = Shop(shop.run, shop.dataset, f"exact:{tmp_path / 'store'}")
+    build(place, "one")
+    build(place, "two", swap=False)
+    upsert = ExactIndex.upsert
+    with running([place], swap_seconds=60) as server, closing(open_store(place.store)) as store:
+
+        def swapped_meanwhile(index: ExactIndex, *given: Any) -> None:
+            upsert(index, *given)
+            store.swap("two")
+
+        if moment == "before":
+            store.swap("two")
+        else:
+            monkeypatch.setattr(ExactIndex, "upsert", swapped_meanwhile)
+        document = {"doc_id": "new", "fields": {"title": "redshoe", "price": 7}}
+        assert server.post("/documents", {"documents": [document]}).status_code == 200
+        assert store.open("two").get(["new"])[0] is not None
+        assert server.get("/readyz").json()["models"] == {"a": "two"}
+        assert httpx2.delete(f"{server.url}/documents/d5", timeout=30).status_code == 200
+        assert store.open("two").get(["d5"]) == [None]
 
 
 def test_an_index_of_another_model_is_not_taken(shop: Shop, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -224,11 +224,14 @@ class Served:
             raise ApiError(422, str(error)) from None
 
     async def _write(self, write: Callable[[Index], Result]) -> Result:
-        """The same for a change, after which documents are counted anew."""
+        """The same for a change: made to the index that is live when it is acknowledged; documents are counted anew."""
 
         def written(index: Index) -> Result:
             try:
-                return write(index)
+                done = write(index)
+                while (live := self.live.refresh()) is not index:  # swapped before or meanwhile
+                    index, done = live, write(live)
+                return done
             finally:
                 self.counts.forget()
 
