@@ -112,13 +112,20 @@ class Frame:
         self.parts.append(_text(left - 30, top - 8, y_name, "soft"))
 
 
-def learning_curves(curves: Sequence[Curve], level: tuple[str, float] | None, *, title: str) -> str | None:
+def learning_curves(
+    curves: Sequence[Curve],
+    level: tuple[str, float] | None,
+    *,
+    title: str,
+    axes: tuple[str, str] = ("documents encoded (log)", "mean dev NDCG@10"),
+) -> str | None:
     """Quality on dev queries against documents encoded, a line a side, names at their ends.
 
     Args:
         curves: The lines.
         level: A dashed horizontal line: its name and value.
         title: Of the picture.
+        axes: Names of both axes; x is always a number of documents.
 
     Returns:
         SVG, or None where no curve has a point.
@@ -131,7 +138,7 @@ def learning_curves(curves: Sequence[Curve], level: tuple[str, float] | None, *,
     y_values = round_numbers(*_spread(ys, 0.06), 6)
     frame = Frame(Scale(min(xs), _above(xs), 54, 560, log=True), Scale(y_values[0], y_values[-1], 300, 66))
     x_ticks = [Tick(frame.x(v), _documents(v)) for v in _log_ticks(frame.x.low, frame.x.high)]
-    frame.axes(x_ticks, [Tick(frame.y(v), f"{v:.6g}") for v in y_values], "documents encoded (log)", "mean dev NDCG@10")
+    frame.axes(x_ticks, [Tick(frame.y(v), f"{v:.6g}") for v in y_values], *axes)
     if level:
         at = frame.y(level[1])
         frame.parts.append(_line("level", frame.x.start, at, frame.x.end, at))
