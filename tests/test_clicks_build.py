@@ -288,7 +288,7 @@ def test_the_bar_names_the_steps(
     assert [one for one in report.seconds if one not in printed.err] == []
     assert "done: 100%" in printed.err
     assert set(report.seconds) == {
-        "catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "data set",
+        "catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "pictures", "data set",
     }  # fmt: skip
 
 
@@ -361,13 +361,6 @@ def test_a_data_set_is_a_catalogue(log: pa.Table, tmp_path: Path) -> None:
     (picture,) = data.documents.images("image", [3])
     assert picture is not None
     assert picture.getpixel((0, 0)) == (255, 0, 0)
-
-
-def test_pictures_in_files_of_their_own_are_refused(log: pa.Table, tmp_path: Path) -> None:
-    shop = shop_of(tmp_path / "shop", pa.array(["pictures/a.png"] * QUERIES * CANDIDATES))
-    pq.write_table(log, tmp_path / "log.parquet")
-    with pytest.raises(DataSetError, match="column 'image': found paths; allowed: pictures as bytes"):
-        from_logs(tmp_path / "log.parquet", shop, tmp_path / "out", progress=False)
 
 
 def test_queries_are_compared_normalised() -> None:

@@ -14,6 +14,23 @@ def names(written: str) -> list[str]:
     return [name.strip() for name in written.split(",") if name.strip()]
 
 
+def columns(option: str, written: str | None) -> dict[str, str] | None:
+    """``field=column,field=column``; a column alone is a field of its own name.
+
+    Raises:
+        ValueError: A field or column has no name.
+    """
+    if written is None:
+        return None
+    found = {}
+    for part in names(written):
+        name, equals, column = part.partition("=")
+        if not name.strip() or (equals and not column.strip()):
+            raise ValueError(f"{option} {written!r}: write field=column, with commas between them")
+        found[name.strip()] = column.strip() or name.strip()
+    return found
+
+
 def settings(written: list[str], form: str = "name=value") -> dict[str, Any]:
     """``name=value``, each the value of a ``--set``, with the value read as YAML; ``form`` is how messages show one.
 

@@ -134,10 +134,10 @@ def import_data(
     columns = _mapping(
         mapping,
         query_id=query_id,
-        queries=_pairs("--query", query),
+        queries=arguments.columns("--query", query),
         doc_id=doc_id,
-        documents=_pairs("--fields", fields),
-        images=_pairs("--images", images),
+        documents=arguments.columns("--fields", fields),
+        images=arguments.columns("--images", images),
         score=score,
         position=position,
         label=label,
@@ -189,21 +189,8 @@ def _mapping(path: Path | None, **given: Any) -> TableMapping:
     return replace(read, **{name: value for name, value in given.items() if value is not None})
 
 
-def _pairs(option: str, written: str | None) -> dict[str, str] | None:
-    """``field=column,field=column``; a column alone is a field of its own name."""
-    if written is None:
-        return None
-    found = {}
-    for part in arguments.names(written):
-        name, equals, column = part.partition("=")
-        if not name.strip() or (equals and not column.strip()):
-            raise ValueError(f"{option} {written!r}: write field=column, with commas between them")
-        found[name.strip()] = column.strip() or name.strip()
-    return found
-
-
 def _numbers(option: str, written: str | None) -> dict[str, float] | None:
-    found = _pairs(option, written)
+    found = arguments.columns(option, written)
     try:
         return None if found is None else {name: float(value) for name, value in found.items()}
     except ValueError as error:

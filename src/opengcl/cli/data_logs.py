@@ -90,6 +90,18 @@ def from_logs(
         str | None,
         typer.Option(help="Catalogue columns that are model fields, with commas; title, or a data set's own."),
     ] = None,
+    images: Annotated[
+        str | None,
+        typer.Option(help="Catalogue columns of pictures: bytes, paths or URLs, as image=picture_url, with commas."),
+    ] = None,
+    pictures: Annotated[
+        Path | None, typer.Option(help="Folder that picture paths are relative to; the catalogue's by default.")
+    ] = None,
+    image_size: Annotated[
+        int | None, typer.Option(help="Store pictures as JPEG, longer side at most so many pixels.")
+    ] = None,
+    concurrency: Annotated[int, typer.Option(help="Pictures fetched at once.")] = 16,
+    allow_private: Annotated[bool, typer.Option("--allow-private", help="Fetch from private addresses too.")] = False,
     name: Annotated[str | None, typer.Option(help="The data set's name; the folder's by default.")] = None,
     memory: Annotated[str, typer.Option(help="What DuckDB may hold before it uses the disk.")] = "1GB",
     threads: Annotated[int | None, typer.Option(help="That DuckDB uses; all by default.")] = None,
@@ -102,10 +114,11 @@ def from_logs(
 
     Example: opengcl data from-logs 'logs/*.parquet' --documents shop --out clicks --event click=select_item
     """
-    from opengcl.clicks import LogOptions, SupportOptions
+    from opengcl.clicks import LogOptions, PictureOptions, SupportOptions
     from opengcl.clicks import from_logs as run
     from opengcl.clicks.log import KINDS
     from opengcl.clicks.scores import VALUES
+    from opengcl.fetch import FetchOptions
 
     names = KINDS | _assignments("--event", kind or [])
     values = VALUES | {one: _number(text) for one, text in _assignments("--value", value or []).items()}
@@ -148,11 +161,15 @@ def from_logs(
         ),
         doc_id=doc_id,
         fields=arguments.names(fields) if fields else None,
+        images=arguments.columns("--images", images),
+        pictures=PictureOptions(pictures, image_size, FetchOptions(concurrency, allow_private=allow_private)),
         name=name,
         memory=memory,
         threads=threads,
     )
     typer.echo(report.summary())
+    if report.pictures.get("picture_failures"):
+        typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
     typer.echo(f"{out}: written", err=True)
 
 

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -20,6 +22,7 @@ import pyarrow as pa
 import yaml
 from ibis.expr import types as ir
 
+from opengcl.clicks.catalogue_pictures import PictureOptions, bring_catalogue_pictures
 from opengcl.clicks.counts import CELLS, PAIRS, SupportOptions, count_pairs, query_id
 from opengcl.clicks.files import DOCUMENTS, hashes, open_catalogue, open_log, quoted, reading
 from opengcl.clicks.log import CLICK, IMPRESSION, LogOptions, aggregate, count_bots, count_rows, counted, event_names
@@ -27,12 +30,14 @@ from opengcl.clicks.progress import Steps
 from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOptions, find_propensities, score
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
+from opengcl.data.new_folder import new_folder
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
+from opengcl.sources.bring_pictures import FAILURES
 
 _BATCH = 2048  # rows of documents at a time, which may hold pictures
 _MOST_IMPOSSIBLE = 0.05
-_STEPS = ("catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "data set")
+_STEPS = ("catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "pictures", "data set")
 
 
 @dataclass
@@ -49,6 +54,8 @@ class Report:
         queries: Queries in the data set.
         documents: Documents in the data set.
         pairs: Pairs with a score.
+        pictures: ``pictures`` of the catalogue, ``picture_failures``, and ``documents_dropped`` as nothing was left of
+            them; empty without fields of pictures.
         events: ``impressions``, ``clicks`` and so on -> showings that counted, by age if there is a half-life.
         propensities: How likely each position is looked at.
         seconds: Wall time by step.
@@ -63,6 +70,7 @@ class Report:
     queries: int = 0
     documents: int = 0
     pairs: int = 0
+    pictures: dict[str, int] = field(default_factory=dict)
     events: dict[str, float] = field(default_factory=dict)
     propensities: Propensities | None = None
     seconds: dict[str, float] = field(default_factory=dict)
@@ -77,6 +85,7 @@ class Report:
         for name in ("queries", "documents", "pairs"):
             lines.append(f"{name:<38}{getattr(self, name):>14,}")
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
+        lines += [f"{what.replace('_', ' '):<38}{count:>14,}" for what, count in self.pictures.items() if count]
         if self.propensities is not None:
             lines.append(f"examination by position ({self.propensities.source}):")
             theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]
@@ -94,6 +103,8 @@ def from_logs(
     scoring: ScoreOptions | None = None,
     doc_id: str | None = None,
     fields: Sequence[str] | None = None,
+    images: Mapping[str, str] | None = None,
+    pictures: PictureOptions | None = None,
     name: str | None = None,
     memory: str = MEMORY,
     threads: int | None = None,
@@ -111,6 +122,8 @@ def from_logs(
         scoring: How counts become scores.
         doc_id: Column of the catalogue's ids, ``doc_id`` by default.
         fields: Columns of the catalogue that are model fields; see `opengcl.clicks.files.open_catalogue`.
+        images: More model fields -> the catalogue's columns with their pictures: bytes, paths or URLs.
+        pictures: How pictures are brought in. Those that cannot be had are listed in ``picture_failures.parquet``.
         name: The data set's name; the folder's by default.
         memory: What DuckDB may hold before it spills beside ``out``.
         threads: How many DuckDB uses; all by default.
@@ -123,15 +136,17 @@ def from_logs(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
     columns, support, scoring = columns or LogOptions(), support or SupportOptions(), scoring or ScoreOptions()
+    pictures = pictures or PictureOptions()
     _require_values(columns, scoring)
     out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(out)
     with (
         tempfile.TemporaryDirectory(prefix=f".{out.name}-spill-", dir=out.parent) as spill,
+        _fetched(out) as fetched,
         connect(Path(spill), memory=memory, threads=threads) as connection,
         Steps(_STEPS, connection, show=progress) as steps,
     ):
-        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields)
+        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images)
         table, files = (log, []) if isinstance(log, ir.Table) else open_log(connection, log)
         source = "the log" if isinstance(log, ir.Table) else str(log)
         steps.done()
@@ -151,16 +166,45 @@ def from_logs(
         steps.done()
         report.events = {counted(kind): float(values.sum()) for kind, values in _counts_by_kind(counts).items()}
         report.dropped_pairs["hardly looked at"] = int((~scored.supported).sum())
+        if "image" in catalogue.fields.values():
+            report.pictures = bring_catalogue_pictures(
+                connection, catalogue, Path(spill), fetched, pictures, progress=progress
+            )
+        steps.done()
         with reading(source):
             _fill_scored(connection, counts, scored)
             _count_results(connection, report)
+            if gone := int(scored.supported.sum()) - report.pairs:
+                report.dropped_pairs["nothing left of the document"] = gone
             inputs = {"log": files, "documents": catalogue.files}
             provenance = _provenance(report, columns, support, scoring) | {"inputs": _hashed(inputs, progress)}
+            if report.pictures:
+                provenance["pictures"] = {"image_size": pictures.image_size, **report.pictures}
             schema = Schema(name or out.name, {"query": "text"}, catalogue.fields, 1, 100, catalogue.splits, provenance)
-            write_dataset(out, schema, *_tables(connection))
+            _write(out, schema, connection, Path(spill) / FAILURES)
         steps.done()
         report.seconds = steps.seconds
     return report
+
+
+@contextmanager
+def _fetched(out: Path) -> Iterator[Path]:
+    """A folder for fetched pictures. It stays after a kill, so that none is fetched again, but not after an error."""
+    folder = out.parent / f".{out.name}.pictures"
+    try:
+        yield folder
+    except DataSetError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(out: Path, schema: Schema, connection: duckdb.DuckDBPyConnection, failures: Path) -> None:
+    """The data set, and beside its tables the list of pictures that could not be had, if any."""
+    with new_folder(out) as made:
+        write_dataset(made, schema, *_tables(connection))
+        if failures.exists():
+            shutil.copyfile(failures, made / FAILURES)
 
 
 def _require_values(columns: LogOptions, scoring: ScoreOptions) -> None:
@@ -251,7 +295,8 @@ def _fill_scored(connection: duckdb.DuckDBPyConnection, counts: Counted, scored:
     connection.register("incoming", pa.table({"pair": kept, **figures}))
     names = ", ".join(map(quoted, figures))
     connection.execute(
-        f"CREATE TABLE scored AS SELECT text, {DOCUMENT_ID}, {names} FROM {PAIRS} JOIN incoming USING (pair)"
+        f"CREATE TABLE scored AS SELECT text, {DOCUMENT_ID}, {names} FROM {PAIRS} JOIN incoming USING (pair) "
+        f"SEMI JOIN {DOCUMENTS} USING ({DOCUMENT_ID})"
     )
     connection.unregister("incoming")
     texts = connection.sql("SELECT DISTINCT text FROM scored ORDER BY text").to_arrow_table()["text"]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,11 +45,13 @@ class Catalogue:
         fields: Model fields and their types.
         splits: How the source says that splits are made.
         files: What was read.
+        root: What picture paths are relative to.
     """
 
     fields: dict[str, FieldType]
     splits: SplitOptions
     files: list[Path]
+    root: Path
 
 
 def find_files(source: Path | str) -> list[Path]:
@@ -93,7 +95,12 @@ def open_log(connection: duckdb.DuckDBPyConnection, source: Path | str) -> tuple
 
 
 def open_catalogue(
-    connection: duckdb.DuckDBPyConnection, source: Path | str, *, id_column: str | None, fields: Sequence[str] | None
+    connection: duckdb.DuckDBPyConnection,
+    source: Path | str,
+    *,
+    id_column: str | None,
+    fields: Sequence[str] | None,
+    images: Mapping[str, str] | None = None,
 ) -> Catalogue:
     """The documents of a data set's folder, or of a table.
 
@@ -102,7 +109,8 @@ def open_catalogue(
         source: A data set's folder, or files as for `find_files`.
         id_column: Column of the ids; ``doc_id`` by default.
         fields: Columns that are model fields: texts and numbers as text, bytes and ``{bytes, path}`` as pictures. By
-            default a data set's own, and of a table ``title``.
+            default a data set's own, and of a table ``title``, which may be missing where there are ``images``.
+        images: More fields -> the columns with their pictures: bytes, paths or URLs.
 
     Raises:
         DataSetError: If it cannot be read, a column is missing, or an id is null, empty or there twice.
@@ -110,23 +118,16 @@ def open_catalogue(
     folder = Path(source)
     schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
     files = [folder / "documents.parquet"] if schema else find_files(source)
-    relation = _read(connection, files)
+    relation, images = _read(connection, files), images or {}
     identifier = id_column or DOCUMENT_ID
-    names = list(fields or (schema.documents if schema else ["title"]))
-    for name in [identifier, *names]:
-        if name not in relation.columns:
-            raise DataSetError(
-                f"{source}: no column {shown(name)}; it has {', '.join(relation.columns)} "
-                "(--doc-id and --fields name others)"
-            )
-    if DOCUMENT_ID in names or SPLIT in names:
-        raise DataSetError(
-            f"{source}: found the field {shown(DOCUMENT_ID if DOCUMENT_ID in names else SPLIT)}; allowed: "
-            "any other column"
-        )
+    usual = schema.documents if schema else ["title"] if not images or "title" in relation.columns else []
+    texts = [name for name in fields or usual if name not in images]
+    _require_columns(source, relation.columns, [identifier, *texts, *images.values()], [*texts, *images])
+    with reading(source):
+        relation = relation.select(", ".join(_renamed(relation.columns, images)))
     types = {one.name: one.type for one in _relation_schema(relation)}
-    declared = schema.documents if schema else {}
-    kinds = {name: _kind(source, name, types[name], declared.get(name)) for name in names}
+    declared = dict(schema.documents if schema else {}) | dict.fromkeys(images, "image")
+    kinds = {name: _kind(source, name, types[name], declared.get(name)) for name in [*texts, *images]}
     columns = [f"CAST({quoted(identifier)} AS VARCHAR) AS {DOCUMENT_ID}"]
     for name in relation.columns:
         if name in (identifier, DOCUMENT_ID, SPLIT):
@@ -136,9 +137,8 @@ def open_catalogue(
     with reading(source):
         relation.select(", ".join(columns)).create_view(DOCUMENTS)
         _check_ids(connection, source)
-        for name in (one for one in kinds if pt.is_struct(types[one])):
-            _check_bytes(connection, source, name)
-    return Catalogue(kinds, schema.splits if schema else SplitOptions(), files)
+    root = Path(source) if Path(source).is_dir() else files[0].parent
+    return Catalogue(kinds, schema.splits if schema else SplitOptions(), files, root)
 
 
 def hashes(files: Sequence[Path], *, progress: bool) -> str:
@@ -204,14 +204,32 @@ def _arrow_schema(connection: duckdb.DuckDBPyConnection, view: str) -> pa.Schema
     return _relation_schema(connection.sql(f"FROM {view}"))
 
 
+def _require_columns(source: Path | str, found: list[str], needed: list[str], fields: list[str]) -> None:
+    for name in needed:
+        if name not in found:
+            raise DataSetError(
+                f"{source}: no column {shown(name)}; it has {', '.join(found)} "
+                "(--doc-id, --fields and --images name others)"
+            )
+    for name in (DOCUMENT_ID, SPLIT):
+        if name in fields:
+            raise DataSetError(f"{source}: found the field {shown(name)}; allowed: any other column")
+
+
+def _renamed(columns: list[str], images: Mapping[str, str]) -> list[str]:
+    """The columns in SQL, those with pictures under their fields' names."""
+    others = (one for one in columns if one not in images and one not in images.values())
+    pictures = (f"{quoted(column)} AS {quoted(name)}" for name, column in images.items())
+    return [*map(quoted, others), *pictures]
+
+
 def _kind(source: Path | str, name: str, found: pa.DataType, declared: FieldType | None) -> FieldType:
-    if pt.is_binary(found) or pt.is_large_binary(found) or pt.is_struct(found):
+    text = pt.is_string(found) or pt.is_large_string(found)
+    if pt.is_binary(found) or pt.is_large_binary(found) or pt.is_struct(found) or (text and declared == "image"):
         return "image"
     if declared == "image":
-        raise DataSetError(
-            f"{source}, column '{name}': found paths; allowed: pictures as bytes, as files are not copied"
-        )
-    if pt.is_string(found) or pt.is_large_string(found) or pt.is_integer(found) or pt.is_floating(found):
+        raise DataSetError(f"{source}, column '{name}': found type {found}; allowed: bytes, paths or URLs")
+    if text or pt.is_integer(found) or pt.is_floating(found):
         return "text"
     raise DataSetError(f"{source}, column '{name}': found type {found}; allowed: text, numbers, or pictures as bytes")
 
@@ -225,15 +243,3 @@ def _check_ids(connection: duckdb.DuckDBPyConnection, source: Path | str) -> Non
     ).fetchall()
     for identifier, rows in twice:
         raise DataSetError(f"{source}: found the id {shown(identifier)} in {rows:,} rows; allowed: each id once")
-
-
-def _check_bytes(connection: duckdb.DuckDBPyConnection, source: Path | str, name: str) -> None:
-    """Of pictures as ``{bytes, path}``, refuses paths alone."""
-    column = quoted(name)
-    ((paths,),) = connection.sql(
-        f"SELECT count(*) FROM {DOCUMENTS} WHERE {column}.bytes IS NULL AND {column}.path IS NOT NULL"
-    ).fetchall()
-    if paths:
-        raise DataSetError(
-            f"{source}, column '{name}': found {paths:,} paths without bytes; allowed: pictures as bytes"
-        )
