@@ -131,21 +131,28 @@ def aggregate(table: ir.Table, options: LogOptions) -> ir.Table:
         DataSetError: If a column is missing.
     """
     showings = _showings(_without_bots(_kept(table, options), options), options)
-    seen = showings[counted(IMPRESSION)] > 0
-    later = [showings[counted(kind)] > 0 for kind in options.follow_ups]
-    weight = _weight(showings, table, options)
-    clicked = functools.reduce(operator.or_, later, showings[counted(CLICK)] > 0)
+    seen = showings.position.notnull()
+    later = [showings[_came(kind)] for kind in options.follow_ups]
+    clicked = functools.reduce(operator.or_, later, showings[_came(CLICK)])
     reached = {IMPRESSION: seen, CLICK: seen & clicked} | {
         kind: seen & one for kind, one in zip(options.follow_ups, later, strict=True)
     }
-    repeats = sum((_beyond_first(showings[counted(kind)]) for kind in options.kinds), ibis.literal(0))
-    return showings.group_by("query", "document", "position", "randomised").agg(
-        **{counted(kind): ibis.ifelse(one, weight, 0).sum().cast("float64") for kind, one in reached.items()},
+    kinds = sum((showings[_came(kind)].cast("int32") for kind in (CLICK, *options.follow_ups)), seen.cast("int32"))
+    keys = ["query", "document", "position", *(["randomised"] if options.randomised else [])]
+    cells = showings.group_by(keys).agg(
+        **_weighted(showings, reached, table, options),
         showings=showings.count(),
         events=showings.events.sum().cast("int64"),
-        repeats=repeats.sum().cast("int64"),
-        implied=showings.count(where=seen & clicked & (showings[counted(CLICK)] == 0)),
+        repeats=(showings.events - kinds).sum().cast("int64"),
+        implied=showings.count(where=seen & clicked & ~showings[_came(CLICK)]),
     )
+    # A key that is always false would be hashed and compared for each showing.
+    return cells if options.randomised else cells.mutate(randomised=ibis.literal(False))
+
+
+def _came(kind: str) -> str:
+    """Name of the column that says of a showing whether a kind of event came."""
+    return f"had_{kind}"
 
 
 def count_rows(table: ir.Table, options: LogOptions) -> ir.Table:
@@ -207,7 +214,8 @@ def _faults(events: ir.Table, options: LogOptions) -> dict[str, Any]:
 
 def _kept(table: ir.Table, options: LogOptions) -> ir.Table:
     events = _events(table, options)
-    return events.filter([~fault for fault in _faults(events, options).values()])
+    # One CASE, not a filter for each fault: from those DuckDB expects few rows, and then groups all of them at once.
+    return events.filter(ibis.cases(*((fault, False) for fault in _faults(events, options).values()), else_=True))
 
 
 def _bots(events: ir.Table, options: LogOptions) -> ir.Table:
@@ -231,18 +239,24 @@ def _without_bots(events: ir.Table, options: LogOptions) -> ir.Table:
 
 
 def _showings(events: ir.Table, options: LogOptions) -> ir.Table:
-    """One row a session, query and document (and stretch of time): counts of each kind, place and time."""
+    """One row a session, query and document (and stretch of time): which kinds came, its rows, place and time.
+
+    The position is null where no impression came.
+    """
     keys = ["session", "query", "document"]
     if options.repeat_after is not None:
         events = _numbered(events, keys, options)
         keys.append("number")
     impression = events.event == options.kinds[IMPRESSION]
+    later = {kind: name for kind, name in options.kinds.items() if kind != IMPRESSION}
+    found = {_came(kind): (events.event == name).any() for kind, name in later.items()}
+    # What is computed for each showing decides what the whole costs, so only what is asked for.
+    if options.randomised:
+        found["randomised"] = events.randomised.any(where=impression).fill_null(False)
+    if options.half_life is not None:
+        found["time"] = events.time.min()
     return events.group_by(*keys).agg(
-        position=events.position.min(where=impression).cast("int64"),
-        randomised=events.randomised.any(where=impression).fill_null(False) if options.randomised else False,
-        time=events.time.min(),
-        events=events.count(),
-        **{counted(kind): events.count(where=events.event == name) for kind, name in options.kinds.items()},
+        position=events.position.min(where=impression).cast("int64"), events=events.count().cast("int32"), **found
     )
 
 
@@ -258,20 +272,17 @@ def _numbered(events: ir.Table, keys: list[str], options: LogOptions) -> ir.Tabl
     return events.mutate(number=events.begins.sum().over(ibis.window(**order, preceding=(None, 0))))
 
 
-def _weight(showings: ir.Table, table: ir.Table, options: LogOptions) -> Any:
-    """What a showing counts: 2^(-age / half-life)."""
+def _weighted(showings: ir.Table, reached: dict[str, Any], table: ir.Table, options: LogOptions) -> dict[str, Any]:
+    """The count of each kind: showings that reached it, each 2^(-age / half-life)."""
     if options.half_life is None:
-        return ibis.literal(1)
+        return {counted(kind): showings.count(where=one).cast("float64") for kind, one in reached.items()}
     latest: Any
     if options.until is not None:
         latest = ibis.literal(_instant(options.until))
     else:
         latest = _kept(table, options).time.max().as_scalar()
-    return ibis.literal(0.5).pow((latest - showings.time) / (_DAY * options.half_life))
-
-
-def _beyond_first(count: Any) -> Any:
-    return ibis.ifelse(count > 1, count - 1, 0)
+    weight = ibis.literal(0.5).pow((latest - showings.time) / (_DAY * options.half_life))
+    return {counted(kind): ibis.ifelse(one, weight, 0).sum().cast("float64") for kind, one in reached.items()}
 
 
 def _require_columns(table: ir.Table, options: LogOptions) -> None:
