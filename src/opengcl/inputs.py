@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from sentence_transformers import SentenceTransformer
+from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -126,8 +127,16 @@ def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows:
 
 
 def text_features(encoder: SentenceTransformer, texts: list[str]) -> Features:
-    """The encoder's own features of texts, its default prompt before each."""
-    return dict(encoder.preprocess(texts, prompt=_prompt(encoder)))
+    """The encoder's own features of texts, its default prompt before each.
+
+    A text that is a picture's address, path or data is a text all the same: sentence-transformers would fetch or open
+    it, whoever wrote it.
+    """
+    return dict(encoder.preprocess([_only_text(text) for text in texts], prompt=_prompt(encoder)))
+
+
+def _only_text(text: str) -> str:
+    return text if infer_modality(text) == "text" else f" {text}"
 
 
 def _prompt(encoder: SentenceTransformer) -> str | None:
