@@ -1,0 +1,61 @@
+"""How fast the parts are, each against a named peer on the same work: ``python -m benchmarks.speed``.
+
+A module of this package is one subject: its ``measure(repeats)`` yields a `Row` for each comparison. Sides run in turn,
+so that whatever else happens on the machine happens to both; threads are pinned; the ratio is that of the medians.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from statistics import median
+
+
+@dataclass(frozen=True)
+class Row:
+    """One comparison.
+
+    Attributes:
+        name: What is done.
+        ours: Seconds of each run of ours.
+        peer: Seconds of each run of the peer's.
+        peer_name: What it is compared with.
+        aim: The ratio that is aimed at; None where there is no aim.
+        about: Sizes and settings.
+    """
+
+    name: str
+    ours: list[float]
+    peer: list[float]
+    peer_name: str
+    aim: float | None = None
+    about: dict[str, object] = field(default_factory=dict)
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long the peer takes."""
+        return median(self.peer) / median(self.ours)
+
+
+def in_turn(
+    ours: Callable[[], object], peer: Callable[[], object], repeats: int, *, before: Callable[[], object] = lambda: None
+) -> tuple[list[float], list[float]]:
+    """Seconds of both, one after the other, ``repeats`` times.
+
+    Args:
+        ours: One side.
+        peer: The other.
+        repeats: How often each runs.
+        before: What is done, untimed, before each run of ours.
+    """
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(repeats):
+        before()
+        for side, taken in zip((ours, peer), times, strict=True):
+            gc.collect()
+            started = time.perf_counter()
+            side()
+            taken.append(time.perf_counter() - started)
+    return times
