@@ -310,6 +310,21 @@ def test_awkward_texts_are_only_texts(searched: Index) -> None:
     assert searched.count() == ROWS
 
 
+def test_awkward_ids_are_only_ids(store: Store) -> None:
+    index = store.create("a", spec(fields={}))
+    ids = [one for one in AWKWARD if one] + ["x' or doc_id != '", 'x" or doc_id != "', "x\\' or doc_id != '"]
+    vectors = unit_vectors(len(ids))
+    index.upsert(ids, vectors, {})
+    rows = index.get(ids)
+    assert [row and row.doc_id for row in rows] == ids
+    np.testing.assert_allclose([row.vector for row in rows if row], vectors, atol=1e-6)
+    assert index.get(["y' or doc_id != '", 'y" or doc_id != "']) == [None, None]
+    for number, one in enumerate(ids, start=1):
+        assert index.delete([one]) == 1, one
+        assert index.count() == len(ids) - number
+    assert index.delete(["y' or doc_id != '"]) == 0
+
+
 # Many at once
 
 

@@ -268,7 +268,7 @@ def spoilt(server: Running, seed: int, requests: int) -> Counter[tuple[str, int]
 
 def attack_with_spoilt(place: Shop, requests: int) -> None:
     build(place, "v1")
-    with running([place]) as server, ThreadPoolExecutor(WORKERS) as pool:
+    with running([place], request_seconds=600.0) as server, ThreadPoolExecutor(WORKERS) as pool:
         before = server.post("/search", {"query": {"text": "redshoe"}, "where": "title is not null", "k": 5}).json()
         seen = sum(pool.map(lambda seed: spoilt(server, seed, requests // WORKERS), range(WORKERS)), Counter())
         for route in REPLIES:  # it is no test of the front door alone

@@ -198,9 +198,9 @@ class MilvusIndex:
         deleted = 0
         with self._told() as client:
             for some in _parts(names):
-                there = [row["doc_id"] for row in client.get(self._collection, ids=some, output_fields=["doc_id"])]
+                there = client.query(self._collection, filter=_by_id(some), output_fields=["doc_id"])
                 if there:
-                    client.delete(self._collection, ids=there)
+                    client.delete(self._collection, filter=_by_id(some))
                 deleted += len(there)
         return deleted
 
@@ -244,10 +244,11 @@ class MilvusIndex:
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """As `Index.get`."""
         names = checked_ids(ids)
+        columns = ["doc_id", "vector", *self._columns.values()]
         found: dict[str, Row] = {}
         with self._told() as client:
             for some in _parts(list(dict.fromkeys(names))):
-                for row in client.get(self._collection, ids=some):
+                for row in client.query(self._collection, filter=_by_id(some), output_fields=columns):
                     vector = np.asarray(row["vector"], dtype=np.float32)
                     found[row["doc_id"]] = Row(row["doc_id"], vector, self._fields(row))
         return [found.get(one) for one in names]
@@ -313,6 +314,11 @@ def _cosine(score: float) -> float:
 
 def _parts(ids: list[str]) -> Iterator[list[str]]:
     return (ids[start : start + _AT_ONCE] for start in range(0, len(ids), _AT_ONCE))
+
+
+def _by_id(ids: list[str]) -> str:
+    """A filter for the ids. What the client makes of ``ids=`` is none: it puts them between quotes as they are."""
+    return f"doc_id in [{', '.join(map(_literal, ids))}]"
 
 
 def _text(where: Filter | None, columns: Mapping[str, str]) -> str:
