@@ -188,7 +188,7 @@ class Spoiler:
             del inside[key]
         elif change == 1 and isinstance(inside, dict):
             inside[self._odd_text()] = self.chosen.choice(ODD)
-        elif change == 2:
+        elif change == 2 and len(places) < 1000:
             inside[key] = [inside[key]] * self.chosen.choice((1, 2, 70, 1100))
         elif change == 3:
             deep: Any = "x"
