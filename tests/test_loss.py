@@ -12,7 +12,9 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from opengcl import log_normalisers
 from opengcl.loss import DIRECTIONS, TARGETS, gcl_loss
 
 from .reference import loss_loops
@@ -52,14 +54,21 @@ def test_equal_weights_are_clip(constant: float) -> None:
     torch.testing.assert_close(loss, clip_loss(queries, documents, 14.0), rtol=1e-13, atol=0)
 
 
+# What exp(S) holds in float64 decides which of two ways the normalisers are made, and 500 does not pass.
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("direction", DIRECTIONS)
-@pytest.mark.parametrize("block_rows", [1, 4, 100])
-def test_matches_the_loops(target: str, direction: str, block_rows: int) -> None:
+@pytest.mark.parametrize(("block_rows", "tile"), [(None, None), (1, 5), (4, 12), (100, 200)])
+@pytest.mark.parametrize("size", [9.0, 500.0])
+def test_matches_the_loops(
+    target: str, direction: str, block_rows: int | None, tile: int | None, size: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if tile is not None:  # small tiles, none of them kept
+        monkeypatch.setattr(log_normalisers, "CPU_TILE", tile)
+        monkeypatch.setattr(log_normalisers, "KEPT_LOGITS", 0)
     m, n = (9, 9) if target in ("diagonal", "masked") else (9, 13)
     weights, judged = random_judgements(m, n, seed=3)
     queries, documents = unit(m, 5, 4).requires_grad_(), unit(n, 5, 5).requires_grad_()
-    scale = torch.tensor(9.0, dtype=torch.float64, requires_grad=True)
+    scale = torch.tensor(size, dtype=torch.float64, requires_grad=True)
     loss = gcl_loss(
         queries, documents, sparse(weights, judged), scale, target=target, direction=direction, block_rows=block_rows
     )
@@ -161,6 +170,92 @@ def test_ranked_where_everything_is_judged() -> None:
     assert bool(documents.grad.isfinite().all())
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("size", [14.0, 50.0, 100.0, 300.0])
+def test_float32_is_float64_to_its_precision(target: str, size: float) -> None:
+    weights, judged = random_judgements(64, 64, seed=1)
+    matrix = sparse(weights, judged)
+    inputs = unit(64, 16, 0), unit(64, 16, 1), torch.tensor(size, dtype=torch.float64)
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        cast = [part.to(torch.float32).to(dtype).requires_grad_() for part in inputs]
+        loss = gcl_loss(cast[0], cast[1], matrix, cast[2], target=target)
+        found.append([loss.detach(), *torch.autograd.grad(loss, cast)])
+    for single, double in zip(*found, strict=True):
+        # A logit of size s is itself off by s * 2^-24.
+        torch.testing.assert_close(single.double(), double, rtol=2e-5, atol=6e-8 * size * float(double.abs().max()))
+
+
+@pytest.mark.parametrize("size", [1.0, 3.0])
+def test_columns_far_below_the_rows_keep_their_precision(size: float) -> None:
+    """Logits from -200 to 200: what is nothing beside a row's largest may be all that a column has."""
+    logits = 100.0 * torch.randn(6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    logits[:, 3] -= 150.0
+    weights = torch.rand(6, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    losses = [
+        gcl_loss(logits.to(dtype), torch.eye(7, dtype=dtype), weights, size, target="full").double()
+        for dtype in (torch.float32, torch.float64)
+    ]
+    shares = weights / weights.sum()
+    by_row, by_column = (-(shares * (size * logits).log_softmax(dim)).sum() for dim in (1, 0))
+    torch.testing.assert_close(losses[1], (by_row + by_column) / 2, rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses[0], losses[1], rtol=1e-5, atol=0)
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func.overloadpacket in (torch.ops.aten.mm, torch.ops.aten.addmm_, torch.ops.aten.addmm)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kept", "trained", "products"),
+    [(True, "qds", 3), (False, "qds", 4), (True, "d", 2), (True, "q", 2), (True, "s", 2), (True, "", 1)],
+)
+def test_no_product_is_made_for_a_gradient_that_nobody_wants(
+    kept: bool, trained: str, products: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not kept:
+        monkeypatch.setattr(log_normalisers, "KEPT_LOGITS", 0)
+    queries, documents = unit(6, 4, 0), unit(6, 4, 1)
+    inputs = dict(zip("qds", (queries, documents, torch.tensor(5.0, dtype=torch.float64)), strict=True))
+    for name in trained:
+        inputs[name].requires_grad_()
+    with Products() as made:
+        loss = gcl_loss(inputs["q"], inputs["d"], torch.ones(6), inputs["s"])
+        if trained:
+            loss.backward()
+    assert made.count == products
+    assert {name for name, part in inputs.items() if part.grad is not None} == set(trained)
+
+
+def test_without_gradients_nothing_is_kept() -> None:
+    queries, documents = unit(6, 4, 0).requires_grad_(), unit(6, 4, 1)
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda part: saved.append(part.shape), lambda part: part):
+        with torch.no_grad():
+            gcl_loss(queries, documents, torch.ones(6), 5.0)
+        assert not saved
+        gcl_loss(queries, documents, torch.ones(6), 5.0)
+    assert (6, 6) in saved
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_second_backward_pass_gives_the_same(target: str) -> None:
+    queries, documents = unit(6, 4, 0).requires_grad_(), unit(6, 4, 1).requires_grad_()
+    loss = gcl_loss(queries, documents, random_judgements(6, 6, 2)[0], 5.0, target=target)
+    first = torch.autograd.grad(3 * loss, (queries, documents), retain_graph=True)
+    second = torch.autograd.grad(loss, (queries, documents))
+    for one, other in zip(first, second, strict=True):
+        torch.testing.assert_close(one, 3 * other, rtol=1e-13, atol=0)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
     queries, documents = unit(512, 64, 0, dtype), unit(512, 64, 1, dtype)
@@ -228,5 +323,5 @@ def test_memory_stays_far_below_the_dense_matrix() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_a_batch_of_65536_trains_in_four_gigabytes() -> None:
-    assert extra_memory(65_536) < 4e9
+def test_a_batch_of_65536_trains_in_one_and_a_half_gigabytes() -> None:
+    assert extra_memory(65_536) < 1.5e9

@@ -2,40 +2,46 @@
 
 Source: Generalized Contrastive Learning, arXiv 2404.08535, section 3; the targets beyond ``diagonal`` are ours.
 Notation: ``Q`` (m, d) queries and ``D`` (n, d) documents with unit rows, ``S = logit_scale * Q D^T``, and ``W`` the
-weights of the judged (query, document) pairs. Every target is one case of
+weights of the judged (query, document) pairs. A direction of any target is a sum of terms, one for each pair that is
+a target, with shares ``R_ij`` that sum to 1:
 
-    L = sum_ij R_ij * -log softmax_row(S)_ij + sum_ij C_ij * -log softmax_col(S)_ij
+    L = sum_ij R_ij (log Z_ij - S_ij)        Z_ij: what document j competes with for query i, itself included
 
-with sparse non-negative ``R`` and ``C``, and optionally some entries of ``S`` left out of the denominators; in
-``ranked`` what is left out differs from document to document of a row.
+Most of ``Z_ij`` is the same for a whole row and comes from `opengcl.log_normalisers`; targets differ in what they add.
 """
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
+
+from opengcl.log_normalisers import LogCounts, Pairs, Wanted, log_normalisers
 
 Target = Literal["diagonal", "masked", "full", "full_row", "ranked"]
 Direction = Literal["both", "query", "document"]
 TARGETS: tuple[str, ...] = get_args(Target)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
 
-# A block of logits holds at most this many numbers: 64 MiB in float32, times the three temporaries of a step.
-BLOCK_ELEMENTS = 1 << 24
+
+class Terms(NamedTuple):
+    """The sparse side of the loss: a term for each pair that is a target, and which logits never compete."""
+
+    pairs: Pairs
+    weight: Float[Tensor, " terms"]
+    left_out: Pairs
+    log_counts: LogCounts | None = None  # of rows that stand for several equal ones
 
 
-class _Entries(NamedTuple):
-    """The sparse side of the loss, rows ascending: what each logit is a target of, and which logits to leave out."""
+class Lists(NamedTuple):
+    """One direction: the terms, list by list. In the direction of queries a list is a row, else a column."""
 
-    row: Int64[Tensor, " entries"]
-    column: Int64[Tensor, " entries"]
-    row_target: Float[Tensor, " entries"]
-    column_target: Float[Tensor, " entries"]
-    masked_row: Int64[Tensor, " masked"]
-    masked_column: Int64[Tensor, " masked"]
+    group: Int64[Tensor, " terms"]  # the list's number, ascending
+    place: Int64[Tensor, " terms"]  # where the term's logit stands
+    weight: Float[Tensor, " terms"]
+    share: Float[Tensor, " terms"]  # of the loss
 
 
 def gcl_loss(
@@ -62,8 +68,9 @@ def gcl_loss(
       Plackett-Luce likelihood of the row's order, as ListMLE (Xia et al. 2008), with everything that is not judged at
       the end; the masks are those of FlagEmbedding's ``m3_kd_loss`` (Chen et al. 2024, arXiv 2402.03216).
 
-    Logits are made and used a block of rows at a time, in the forward and again in the backward pass, so memory grows
-    with ``block_rows * n`` and not with ``m * n``. Half-precision inputs are raised to float32 before the product.
+    Logits are made and used a tile at a time, in the forward and again in the backward pass, so memory does not grow
+    with ``m * n``; up to 2^25 of them are kept between the two. Half-precision inputs are raised to float32 before
+    the product.
 
     Args:
         queries: Unit rows, shape (m, d); float16, bfloat16, float32 or float64.
@@ -75,7 +82,8 @@ def gcl_loss(
         logit_scale: ``1 / temperature``, a positive number or 0-d tensor (then it gets a gradient).
         target: One of ``diagonal``, ``masked``, ``full``, ``full_row``, ``ranked``.
         direction: ``query`` (softmax over documents), ``document`` (softmax over queries) or ``both``.
-        block_rows: Rows of logits held at a time; by default as many as fit in 64 MiB of float32.
+        block_rows: Rows of a tile, at least 1; its columns are as many as keep it small. The result does not depend on
+            it beyond rounding.
 
     Returns:
         The loss in nats, 0-d, float32 (float64 for float64 inputs). Equal weights on the diagonal give CLIP's loss;
@@ -90,20 +98,91 @@ def gcl_loss(
         raise ValueError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
     if direction not in DIRECTIONS:
         raise ValueError(f"direction {direction!r} is unknown; use one of {', '.join(DIRECTIONS)}")
-    if block_rows is None:
-        block_rows = max(1, BLOCK_ELEMENTS // max(1, len(documents)))
-    if block_rows < 1:
+    if block_rows is not None and block_rows < 1:
         raise ValueError(f"block_rows is {block_rows}; it must be at least 1")
-    dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
     with torch.autocast(queries.device.type, enabled=False):
-        if target == "ranked":
-            return _ranked_loss(queries.to(dtype), documents.to(dtype), weights, logit_scale, direction, block_rows)
-        entries = _entries(weights.detach(), len(queries), len(documents), target, direction, dtype, queries.device)
+        dtype = torch.float64 if queries.dtype == torch.float64 else torch.float32
+        terms = _terms(weights.detach(), len(queries), len(documents), target)
         scale = torch.as_tensor(logit_scale, dtype=dtype, device=queries.device)
-        loss: Tensor = _BlockedLoss.apply(  # type: ignore[no-untyped-call]
-            queries.to(dtype), documents.to(dtype), scale, entries, block_rows
+        return loss_of_terms(
+            queries.to(dtype), documents.to(dtype), scale, terms, target, direction, block_rows=block_rows
         )
-        return loss
+
+
+def loss_of_terms(
+    queries: Float[Tensor, "m d"],
+    documents: Float[Tensor, "n d"],
+    scale: Float[Tensor, ""],
+    terms: Terms,
+    target: Target,
+    direction: Direction,
+    *,
+    block_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """The loss of checked float32 or float64 rows; arguments as for `gcl_loss`."""
+    wanted = wanted_normalisers(direction)
+    terms = terms_like(terms, queries)
+    rows, columns, logits = log_normalisers(
+        queries,
+        documents,
+        scale,
+        terms.pairs,
+        terms.left_out,
+        wanted=wanted,
+        log_counts=terms.log_counts,
+        block_rows=block_rows,
+    )
+    losses = []
+    if wanted.rows:
+        losses.append(loss_of_lists(rows, logits, lists_of(terms.pairs.row, terms.weight, len(rows), target), target))
+    if wanted.columns:
+        lists = lists_of(terms.pairs.column, terms.weight, len(columns), target)
+        losses.append(loss_of_lists(columns, logits, lists, target))
+    return torch.stack(losses).mean()
+
+
+def wanted_normalisers(direction: Direction) -> Wanted:
+    """Those that a direction needs: rows are queries."""
+    return Wanted(direction != "document", direction != "query")
+
+
+def terms_like(terms: Terms, vectors: Tensor) -> Terms:
+    """The terms on the device of some vectors, numbers in their dtype."""
+    counts = terms.log_counts
+    return Terms(
+        Pairs(*(index.to(vectors.device) for index in terms.pairs)),
+        terms.weight.to(vectors),
+        Pairs(*(index.to(vectors.device) for index in terms.left_out)),
+        counts and LogCounts(*(side.to(vectors) for side in counts)),
+    )
+
+
+def lists_of(group: Int64[Tensor, " terms"], weight: Float[Tensor, " terms"], groups: int, target: Target) -> Lists:
+    """The terms by ascending row or column, each with its share of the loss."""
+    share = _normalise_groups(weight, group, groups) if target in ("full_row", "ranked") else weight / weight.sum()
+    group, place = group.sort(stable=True)
+    return Lists(group, place, weight[place], share[place])
+
+
+def loss_of_lists(
+    normalisers: Float[Tensor, " groups"], logits: Float[Tensor, " chosen"], lists: Lists, target: Target
+) -> Float[Tensor, ""]:
+    """One direction's loss.
+
+    Args:
+        normalisers: Of each row (or column), without the pairs that were left out.
+        logits: Of the pairs that were chosen.
+        lists: Terms that are among both.
+        target: Says what a term's denominator holds beside its normaliser.
+    """
+    logits = logits.index_select(0, lists.place)
+    if target == "ranked":
+        denominators = _ranked_denominators(normalisers, logits, lists)
+    else:
+        denominators = normalisers.index_select(0, lists.group)
+        if target == "masked":
+            denominators = torch.logaddexp(denominators, logits)
+    return (lists.share * (denominators - logits)).sum()
 
 
 def _check_embeddings(queries: Tensor, documents: Tensor) -> None:
@@ -120,27 +199,14 @@ def _check_embeddings(queries: Tensor, documents: Tensor) -> None:
         raise ValueError(f"an empty batch has no loss: {len(queries)} queries, {len(documents)} documents")
 
 
-def _entries(
-    weights: Tensor, m: int, n: int, target: str, direction: str, dtype: torch.dtype, device: torch.device
-) -> _Entries:
-    """Turn the weights into targets that sum to 1 over the asked directions."""
-    row, column, value = _judged_pairs(weights, m, n, target)
-    row, column, value = row.to(device), column.to(device), value.to(device, dtype)
-    _check_weights(value if target != "diagonal" and target != "masked" else value[row == column])
-    masked_row = masked_column = row.new_empty(0)
+def _terms(weights: Tensor, m: int, n: int, target: str) -> Terms:
+    row, column, weight = _judged_pairs(weights, m, n, target)
+    judged, nothing = Pairs(row, column), Pairs(row[:0], column[:0])
+    on_diagonal = row == column
     if target in ("diagonal", "masked"):
-        on_diagonal = row == column
-        if target == "masked":
-            masked_row, masked_column = row[~on_diagonal], column[~on_diagonal]
-        row, column, value = row[on_diagonal], column[on_diagonal], value[on_diagonal]
-    total = value.sum()
-    if target == "full_row":
-        row_target = _normalise_groups(value, row, m)
-        column_target = _normalise_groups(value, column, n)
-    else:
-        row_target = column_target = value / total
-    share = {"both": (0.5, 0.5), "query": (1.0, 0.0), "document": (0.0, 1.0)}[direction]
-    return _Entries(row, column, row_target * share[0], column_target * share[1], masked_row, masked_column)
+        row, column, weight = row[on_diagonal], column[on_diagonal], weight[on_diagonal]
+    _check_weights(weight)
+    return Terms(Pairs(row, column), weight, judged if target in ("masked", "ranked") else nothing)
 
 
 def _check_weights(value: Tensor) -> None:
@@ -176,164 +242,37 @@ def _normalise_groups(value: Tensor, group: Tensor, groups: int) -> Tensor:
     return value / total.masked_fill(~weighted, 1.0)[group] / weighted.sum()
 
 
-class _BlockedLoss(torch.autograd.Function):
-    """The loss and its gradient from blocks of logits; nothing of size (m, n) lives beyond a block.
-
-    With ``r_i = sum_j R_ij`` and ``c_j = sum_i C_ij``, ``dL/dS_ij = r_i p_ij + c_j q_ij - R_ij - C_ij`` where ``p`` and
-    ``q`` are the softmax over rows and columns, made again from the log-normalisers that the forward pass keeps.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, queries: Tensor, documents: Tensor, scale: Tensor, entries: _Entries, block_rows: int
-    ) -> Tensor:
-        m, n = len(queries), len(documents)
-        row_mass = queries.new_zeros(m).index_add_(0, entries.row, entries.row_target)
-        column_mass = queries.new_zeros(n).index_add_(0, entries.column, entries.column_target)
-        row_lse = queries.new_empty(m)
-        column_max = queries.new_full((n,), -torch.inf)
-        column_sum = queries.new_zeros(n)
-        attracted = queries.new_zeros(())
-        for start, stop, inside, masked in _blocks(entries, m, block_rows):
-            logits = scale * (queries[start:stop] @ documents.T)
-            chosen = logits[entries.row[inside] - start, entries.column[inside]]
-            attracted += (chosen * (entries.row_target[inside] + entries.column_target[inside])).sum()
-            logits[entries.masked_row[masked] - start, entries.masked_column[masked]] = -torch.inf
-            row_lse[start:stop] = logits.logsumexp(1)
-            new_max = torch.maximum(column_max, logits.amax(0))
-            # A column that is masked in every row so far has no finite maximum yet; its sum stays 0.
-            shift = new_max.masked_fill(new_max == -torch.inf, 0.0)
-            column_sum = column_sum * (column_max - shift).exp_() + logits.sub_(shift).exp_().sum(0)
-            column_max = new_max
-        column_lse = column_max + column_sum.log()
-        ctx.save_for_backward(queries, documents, scale, row_mass, column_mass, row_lse, column_lse)
-        ctx.entries, ctx.block_rows = entries, block_rows
-        return row_mass @ row_lse + column_mass @ column_lse - attracted
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:  # type: ignore[override,unused-ignore]
-        queries, documents, scale, row_mass, column_mass, row_lse, column_lse = ctx.saved_tensors
-        entries: _Entries = ctx.entries
-        grad_queries = torch.empty_like(queries)
-        grad_documents = torch.zeros_like(documents)
-        grad_scale = torch.zeros_like(scale)
-        by_query, by_document = bool((row_mass > 0).any()), bool((column_mass > 0).any())
-        for start, stop, inside, masked in _blocks(entries, len(queries), ctx.block_rows):
-            logits = scale * (queries[start:stop] @ documents.T)
-            logits[entries.masked_row[masked] - start, entries.masked_column[masked]] = -torch.inf
-            slope = torch.zeros_like(logits)
-            if by_query:
-                slope.add_((logits - row_lse[start:stop, None]).exp_().mul_(row_mass[start:stop, None]))
-            if by_document:
-                slope.add_(logits.sub_(column_lse).exp_().mul_(column_mass))
-            drawn = entries.row_target[inside] + entries.column_target[inside]
-            slope[entries.row[inside] - start, entries.column[inside]] -= drawn
-            moved = slope @ documents
-            grad_scale += (moved * queries[start:stop]).sum()
-            grad_queries[start:stop] = moved * scale
-            grad_documents.addmm_(slope.T, queries[start:stop])
-        return grad * grad_queries, grad * scale * grad_documents, grad * grad_scale, None, None
+def _ranked_denominators(normalisers: Tensor, logits: Tensor, lists: Lists) -> Tensor:
+    """``log`` of what each term competes with: what is not judged, and the terms of its list of at most its weight."""
+    if len(logits) == 0:  # still a function of the normalisers, whose gradient other ranks may wait for
+        return normalisers.index_select(0, lists.group)
+    counts = torch.bincount(lists.group, minlength=len(normalisers))
+    starts = counts.cumsum(0) - counts
+    within = torch.arange(len(lists.group), device=counts.device) - starts[lists.group]
+    # Lists of like length are padded together, so that one long list does not make all of them long.
+    size_class = (counts - 1).clamp_min(0).float().add_(1).log2().ceil()[lists.group]
+    found, order = [], []
+    for size in size_class.unique():  # type: ignore[no-untyped-call]
+        terms = (size_class == size).nonzero()[:, 0]
+        group, row = lists.group[terms].unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
+        place = (row, within[terms])
+        shape = (len(group), int(counts[group].max()))
+        weight = lists.weight.new_full(shape, -1.0).index_put(place, lists.weight[terms])
+        # The least number instead of minus infinity, whose log-sum-exp has no gradient.
+        padded = logits.new_full(shape, torch.finfo(logits.dtype).min).index_put(place, logits[terms])
+        found.append(_competing(normalisers[group], padded, weight)[place])
+        order.append(terms)
+    return torch.zeros_like(logits).index_copy(0, torch.cat(order), torch.cat(found))
 
 
-def _ranked_loss(
-    queries: Tensor, documents: Tensor, weights: Tensor, logit_scale: Tensor | float, direction: str, block_rows: int
-) -> Tensor:
-    """``ranked`` in one direction, or the mean of the two."""
-    row, column, value = _judged_pairs(weights.detach(), len(queries), len(documents), "ranked")
-    row, column, value = row.to(queries.device), column.to(queries.device), value.to(queries.device, queries.dtype)
-    _check_weights(value)
-    scale = torch.as_tensor(logit_scale, dtype=queries.dtype, device=queries.device)
-    losses = []
-    if direction != "document":
-        losses.append(_ranked_rows(queries, documents, scale, row, column, value, block_rows))
-    if direction != "query":
-        by_column = torch.argsort(column, stable=True)
-        row, column, value = row[by_column], column[by_column], value[by_column]
-        losses.append(_ranked_rows(documents, queries, scale, column, row, value, block_rows))
-    return torch.stack(losses).mean()
-
-
-def _ranked_rows(
-    left: Tensor, right: Tensor, scale: Tensor, row: Tensor, column: Tensor, value: Tensor, block_rows: int
-) -> Tensor:
-    """The mean over weighted rows of ``sum_j t_ij (log denominator_ij - S_ij)``; entries come by ascending row."""
-    nowhere = value.new_zeros(0)
-    entries = _Entries(row, column, value, nowhere, row, column)
-    outside, judged = _JudgedLogits.apply(left, right, scale, entries, block_rows)  # type: ignore[no-untyped-call]
-    counts = torch.bincount(row, minlength=len(left))
-    place = torch.arange(len(row), device=row.device) - (counts.cumsum(0) - counts)[row]
-    shape = (len(left), int(counts.max()))
-    weight = value.new_full(shape, -1.0).index_put((row, place), value)
+def _competing(
+    outside: Float[Tensor, " lists"], logits: Float[Tensor, "lists terms"], weight: Float[Tensor, "lists terms"]
+) -> Float[Tensor, "lists terms"]:
+    """Log-sum-exp of what is outside a list and of its logits of at most each term's weight."""
     weight, order = weight.sort(dim=1, descending=True, stable=True)
-    present = weight >= 0
-    lowest = torch.finfo(judged.dtype).min  # not -inf, whose log-sum-exp has no gradient
-    logits = judged.new_full(shape, lowest).index_put((row, place), judged).gather(1, order)
-    later = logits.flip(1).logcumsumexp(1).flip(1)
+    later = logits.gather(1, order).flip(1).logcumsumexp(1).flip(1)
     # Documents of equal weight stand in each other's denominators: all begin where the first of them does.
-    begins = torch.ones_like(present)
+    begins = torch.ones_like(weight, dtype=torch.bool)
     begins[:, 1:] = weight[:, 1:] != weight[:, :-1]
-    first = (torch.arange(shape[1], device=row.device) * begins).cummax(1).values
-    denominator = torch.logaddexp(outside[:, None].clamp_min(lowest), later.gather(1, first))
-    weight = weight.clamp_min(0.0)
-    total = weight.sum(1, keepdim=True)
-    target = weight / total.masked_fill(total == 0, 1.0)
-    return (target * (denominator - logits).masked_fill(~present, 0.0)).sum() / (total > 0).sum()
-
-
-class _JudgedLogits(torch.autograd.Function):
-    """Each row's log-sum-exp over the columns that are not judged for it, and the judged logits, in entry order.
-
-    ``outside_i = log sum_(j not judged) exp(S_ij)``, minus infinity where everything is judged. Blocks of logits are
-    made again in the backward pass: ``dL/dS_ij`` is ``dL/doutside_i exp(S_ij - outside_i)`` there, and the entry's own
-    gradient where the pair is judged.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any, left: Tensor, right: Tensor, scale: Tensor, entries: _Entries, block_rows: int
-    ) -> tuple[Tensor, Tensor]:
-        outside = left.new_empty(len(left))
-        judged = left.new_empty(len(entries.row))
-        for start, stop, inside, _ in _blocks(entries, len(left), block_rows):
-            logits = scale * (left[start:stop] @ right.T)
-            index = (entries.row[inside] - start, entries.column[inside])
-            judged[inside] = logits[index]
-            logits[index] = -torch.inf
-            outside[start:stop] = logits.logsumexp(1)
-        ctx.save_for_backward(left, right, scale, outside)
-        ctx.entries, ctx.block_rows = entries, block_rows
-        return outside, judged
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[untyped-decorator,unused-ignore]
-    def backward(  # type: ignore[override,unused-ignore]
-        ctx: Any, grad_outside: Tensor, grad_judged: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor, None, None]:
-        left, right, scale, outside = ctx.saved_tensors
-        entries: _Entries = ctx.entries
-        grad_left, grad_right, grad_scale = torch.empty_like(left), torch.zeros_like(right), torch.zeros_like(scale)
-        shift = outside.masked_fill(outside == -torch.inf, 0.0)
-        for start, stop, inside, _ in _blocks(entries, len(left), ctx.block_rows):
-            slope = scale * (left[start:stop] @ right.T)
-            index = (entries.row[inside] - start, entries.column[inside])
-            slope[index] = -torch.inf
-            slope.sub_(shift[start:stop, None]).exp_().mul_(grad_outside[start:stop, None])
-            slope[index] = grad_judged[inside]
-            moved = slope @ right
-            grad_scale += (moved * left[start:stop]).sum()
-            grad_left[start:stop] = moved * scale
-            grad_right.addmm_(slope.T, left[start:stop])
-        return grad_left, scale * grad_right, grad_scale, None, None
-
-
-def _blocks(entries: _Entries, m: int, block_rows: int) -> list[tuple[int, int, slice, slice]]:
-    """(start, stop, its slice of the targets, its slice of the masked logits) of every block of rows."""
-    edges = torch.arange(0, m + block_rows, block_rows).clamp_(max=m)
-    targets = torch.searchsorted(entries.row, edges.to(entries.row.device)).tolist()
-    masked = torch.searchsorted(entries.masked_row, edges.to(entries.masked_row.device)).tolist()
-    rows = edges.tolist()
-    return [
-        (rows[b], rows[b + 1], slice(targets[b], targets[b + 1]), slice(masked[b], masked[b + 1]))
-        for b in range(len(rows) - 1)
-    ]
+    first = (torch.arange(weight.shape[1], device=weight.device) * begins).cummax(1).values
+    return torch.logaddexp(outside[:, None], later.gather(1, first)).gather(1, order.argsort(1))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import math
-from typing import Protocol, TypedDict, cast
+from typing import NamedTuple, Protocol, TypedDict, cast
 
 import numpy as np
 import torch
@@ -12,11 +12,13 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from opengcl.batches import Relation
-from opengcl.distributed import gather_rows
+from opengcl.distributed import gather_rows, sizes_of_ranks, world_size
 from opengcl.fields import COMBINES, Combine
 from opengcl.inputs import FieldInput
-from opengcl.loss import TARGETS, Direction, Target, gcl_loss
+from opengcl.log_normalisers import LogCounts, Pairs
+from opengcl.loss import TARGETS, Direction, Target, Terms, loss_of_terms
 from opengcl.model import BiEncoder, FieldEmbeddings
+from opengcl.sharded_loss import sharded_loss
 
 MAX_LOGIT_SCALE = 100.0  # as CLIP clamps it (Radford et al. 2021, section 2.5)
 
@@ -107,36 +109,37 @@ class RankingObjective(nn.Module):
         return {"loss": torch.stack(losses).mean()}
 
     def _fused_loss(self, queries: FieldEmbeddings, documents: FieldEmbeddings, known: Known) -> Tensor:
-        query = gather_rows(self.model.fuse(queries, "query"), known.queries)
-        document = gather_rows(self.model.fuse(documents, "document"), known.documents)
+        query = _Share(self.model.fuse(queries, "query"), sizes_of_ranks(known.queries))
+        document = _Share(self.model.fuse(documents, "document"), sizes_of_ranks(known.documents))
         return self._loss(query, document, known)
 
     def _pairwise_loss(self, queries: FieldEmbeddings, documents: FieldEmbeddings, known: Known) -> Tensor:
-        query_weights, document_weights = self.model.mix.query.values(), self.model.mix.document.values()
-        rows = list(zip(*_gathered(queries, known.queries), query_weights, strict=True))
-        columns = list(zip(*_gathered(documents, known.documents), document_weights, strict=True))
+        rows = list(zip(_field_shares(queries, known.queries), self.model.mix.query.values(), strict=True))
+        columns = list(zip(_field_shares(documents, known.documents), self.model.mix.document.values(), strict=True))
         losses, shares = [], []
-        for query, query_present, query_weight in rows:
-            for document, document_present, document_weight in columns:
+        for (query, query_present), query_weight in rows:
+            for (document, document_present), document_weight in columns:
                 left = known.restricted(query_present, document_present)
                 if left.has_weight(self.target):
-                    losses.append(self._loss(query[query_present], document[document_present], left))
+                    losses.append(self._loss(query, document, left))
                     shares.append(query_weight * document_weight)
         if not losses:
             raise ValueError("combine='pairwise': no judged pair of the batch has both a query and a document field")
         mix = torch.tensor(shares, device=losses[0].device)
         return (torch.stack(losses) * mix).sum() / mix.sum()
 
-    def _loss(self, queries: Tensor, documents: Tensor, known: Known) -> Tensor:
+    def _loss(self, queries: _Share, documents: _Share, known: Known) -> Tensor:
         scale = self.log_logit_scale.exp()
         if not isinstance(self.target, str):
-            return self.target(queries, documents, known, scale)
-        if self.target in ("diagonal", "masked"):
-            queries, documents = queries[known.pair_query], documents[known.pair_document]
-            weights = known.pair_weight if self.target == "diagonal" else known.pairs_among_pairs()
-        else:
-            weights = known.matrix()
-        return gcl_loss(queries, documents, weights, scale, target=self.target, direction=self.direction)
+            query, document = gather_rows(queries.rows, queries.sizes), gather_rows(documents.rows, documents.sizes)
+            return self.target(query, document, known, scale)
+        with torch.autocast(queries.rows.device.type, enabled=False):
+            dtype = torch.promote_types(queries.rows.dtype, torch.float32)
+            query, document = queries.rows.to(dtype), documents.rows.to(dtype)
+            given = (query, document, scale.to(dtype), known.terms(self.target), self.target, self.direction)
+            if world_size() == 1:
+                return loss_of_terms(*given)
+            return sharded_loss(*given, query_sizes=queries.sizes, document_sizes=documents.sizes)
 
 
 class Known:
@@ -154,20 +157,24 @@ class Known:
         index = torch.stack([self.judged_query, self.judged_document])
         return _sparse(index, self.judged_weight, (self.queries, self.documents))
 
-    def pairs_among_pairs(self) -> Tensor:
-        """Sparse (pairs, pairs): entry (i, j) where the document of pair j is judged for the query of pair i."""
-        pairs = len(self.pair_query)
-        of_query = _Groups(self.pair_query, self.queries)
-        of_document = _Groups(self.pair_document, self.documents)
-        # A judged (query, document) is known for every pair i of that query and every pair j of that document.
-        left, right = of_query.counts[self.judged_query], of_document.counts[self.judged_document]
-        made = left * right
-        entry = torch.repeat_interleave(torch.arange(len(made), device=made.device), made)
-        number = torch.arange(len(entry), device=made.device) - (made.cumsum(0) - made)[entry]
-        i = of_query.member(self.judged_query[entry], number // right[entry])
-        j = of_document.member(self.judged_document[entry], number % right[entry])
-        weight = torch.where(i == j, self.pair_weight[i], 0.0)
-        return _sparse(torch.stack([i, j]), weight, (pairs, pairs))
+    def terms(self, target: Target) -> Terms:
+        """What a target makes of the relation.
+
+        The paper's forms have a row and a column a pair. Pairs of one query have equal rows, so here each distinct
+        query is one row that counts as often as it has pairs, and so with documents: the same sums of fewer terms.
+        """
+        judged = Pairs(self.judged_query, self.judged_document)
+        nothing = Pairs(self.judged_query[:0], self.judged_document[:0])
+        if target not in ("diagonal", "masked"):
+            return Terms(judged, self.judged_weight, judged if target == "ranked" else nothing)
+        shape = (self.queries, self.documents)
+        pairs = _sparse(torch.stack([self.pair_query, self.pair_document]), self.pair_weight, shape).coalesce()
+        counts = LogCounts(
+            torch.bincount(self.pair_query, minlength=self.queries).float().log(),
+            torch.bincount(self.pair_document, minlength=self.documents).float().log(),
+        )
+        left_out = judged if target == "masked" else nothing
+        return Terms(Pairs(*pairs.indices()), pairs.values(), left_out, counts)
 
     def has_weight(self, target: Target | BatchLoss) -> bool:
         """Whether any pair that the target uses has a weight above 0."""
@@ -191,19 +198,6 @@ class Known:
                 "judged_weight": self.judged_weight[judged],
             },
         )
-
-
-class _Groups:
-    """Members of numbered groups: which elements of ``group`` equal g, for every g."""
-
-    def __init__(self, group: Tensor, groups: int) -> None:
-        self.order = group.argsort(stable=True)
-        self.counts = torch.bincount(group, minlength=groups)
-        self.starts = self.counts.cumsum(0) - self.counts
-
-    def member(self, group: Tensor, number: Tensor) -> Tensor:
-        """The ``number``-th member of each asked group."""
-        return self.order[self.starts[group] + number]
 
 
 def read_target(written: str) -> Target | BatchLoss:
@@ -257,11 +251,21 @@ def _known(relation: dict[str, Tensor]) -> Known:
     return Known(queries, documents, relation)
 
 
-def _gathered(fields: FieldEmbeddings, total: int) -> tuple[list[Tensor], list[Tensor]]:
-    """Embeddings and presence of every field, over all ranks."""
-    embeddings = [gather_rows(embedding, total) for embedding in fields.embeddings]
-    present = [gather_rows(mask[:, None].float(), total)[:, 0] > 0 for mask in fields.present]
-    return embeddings, present
+class _Share(NamedTuple):
+    """This rank's rows of a side, and how many each rank has."""
+
+    rows: Float[Tensor, "own d"]
+    sizes: list[int]
+
+
+def _field_shares(fields: FieldEmbeddings, total: int) -> list[tuple[_Share, Tensor]]:
+    """Of every field the rows that have it, and which rows of all ranks do."""
+    shares = []
+    for embedding, own in zip(fields.embeddings, fields.present, strict=True):
+        present = gather_rows(own.to(torch.uint8), total).bool()
+        sizes = [int(part.sum()) for part in torch.split(present, sizes_of_ranks(total))]
+        shares.append((_Share(embedding[own], sizes), present))
+    return shares
 
 
 def _sparse(index: Tensor, value: Tensor, shape: tuple[int, int]) -> Tensor:
