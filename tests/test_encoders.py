@@ -165,7 +165,7 @@ def test_two_towers_repeat_by_seed(vit: str, towers: SentenceTransformer) -> Non
 def test_two_towers_with_cached_inputs(towers: SentenceTransformer, dataset: RankedDataset, tmp_path: Path) -> None:
     records, rows = dataset.documents, np.arange(12)
     inputs = Inputs(towers, records, ["title", "image"], chunk_rows=4)
-    inputs.cache(tmp_path, image_cache_bytes=1e9, progress=False)
+    inputs.cache(tmp_path, image_cache_bytes=1e9, pictures=tmp_path / "kept", progress=False)
     assert {path.stem for path in tmp_path.rglob("*.bin")} >= {"input_ids", "pixels"}
     read = {"title": records.texts, "image": records.images}
     for field, given in inputs.of(rows).items():

@@ -60,11 +60,11 @@ def test_vectors_are_those_of_each_row_alone(
     encoder, records = ENCODERS[name]().eval(), dataset.documents
     inputs = Inputs(encoder, records, [field], chunk_rows=5)
     if cached:
-        inputs.cache(tmp_path / "cache", image_cache_bytes=1e9, progress=False)
+        inputs.cache(tmp_path / "cache", image_cache_bytes=1e9, pictures=tmp_path / "cache/kept", progress=False)
         assert {path.stem for path in tmp_path.glob("cache/**/*.bin")} == {
             ("tiny", "title"): {"input_ids", "attention_mask"},
             ("minilm", "title"): {"input_ids", "attention_mask", "token_type_ids"},
-            ("tiny", "image"): {"pixels"},
+            ("tiny", "image"): {"pixels", "rows"},
             ("static", "title"): {"input_ids"},
         }[name, field]
     found = vectors(encoder, inputs, field, ROWS)
@@ -117,13 +117,19 @@ def test_rows_of_a_chunk_have_like_lengths(dataset: RankedDataset, tmp_path: Pat
 
 @pytest.mark.parametrize("spare", [-1, 0])
 def test_pictures_beyond_the_limit_are_decoded_per_batch(
-    dataset: RankedDataset, tmp_path: Path, tiny: SentenceTransformer, spare: int
+    dataset: RankedDataset,
+    tmp_path: Path,
+    tiny: SentenceTransformer,
+    spare: int,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     records = dataset.documents
     inputs = Inputs(tiny, records, ["image", "title"])
-    size = int(records.present("image", np.arange(len(records))).sum()) * 3 * 32 * 32 * 4
-    inputs.cache(tmp_path, image_cache_bytes=size + spare, progress=False)
-    assert [path.stat().st_size for path in tmp_path.rglob("pixels.bin")] == ([] if spare < 0 else [size])
+    pictures = int(records.present("image", np.arange(len(records))).sum())
+    size = pictures * (3 * 32 * 32 + 16)
+    inputs.cache(tmp_path, image_cache_bytes=size + spare, pictures=tmp_path / "kept", progress=False)
+    assert [path.stat().st_size for path in tmp_path.rglob("pixels.bin")] == ([] if spare < 0 else [pictures * 3072])
+    assert ("over the limit" in caplog.text) == (spare < 0)
     assert len(list(tmp_path.rglob("input_ids.bin"))) == 1
     expected = alone(tiny, records, "image", ROWS)
     np.testing.assert_allclose(vectors(tiny, inputs, "image", ROWS), expected, rtol=0, atol=2e-6)

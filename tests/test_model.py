@@ -207,7 +207,7 @@ def test_documents_without_any_field_are_named(dataset: RankedDataset) -> None:
     with pytest.raises(ValueError, match=message):
         encode(model, records, "document", rows)
     inputs = Inputs(model.encoder, records, ["title"])  # not looked through before, so that titled rows can be encoded
-    with pytest.raises(ValueError, match=f"the model's vector of document '{untitled[0]}' is not finite"):
+    with pytest.raises(ValueError, match=f"document '{untitled[0]}' has nothing to be encoded by: no title"):
         encode(model, records, "document", rows, inputs=inputs)
     assert encode(model, records, "document", rows[titled], inputs=inputs).shape == (titled.sum(), 384)
 
@@ -223,7 +223,7 @@ def test_encoding_leaves_the_training_mode_alone(dataset: RankedDataset) -> None
     model.train()
     titles = BiEncoder(model.encoder, titles_only(dataset).mix)
     inputs = Inputs(model.encoder, dataset.documents, ["title"])
-    with pytest.raises(ValueError, match="is not finite"):
+    with pytest.raises(ValueError, match="has nothing to be encoded by"):
         encode(titles, dataset.documents, "document", np.arange(40), inputs=inputs)
     assert model.encoder[0].training
 

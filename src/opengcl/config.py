@@ -98,7 +98,9 @@ class TrainConfig:
     final_queries: FinalQueries = "test"
     """Queries that the finished model is evaluated on; ``dev`` while settings are searched."""
     image_cache_gb: float = 4.0
-    """Pictures are decoded once into a file of up to this size; above it, per batch. 0: never cached."""
+    """Pictures are decoded once and kept for later runs, at most so many GB over all data sets. 0: nothing is kept."""
+    max_unreadable: float = 0.01
+    """Share of the rows, or of a field's pictures, that may be unusable; above it the run stops."""
     workers: int = 0
     """Processes that prepare batches beside the training."""
     device: str | None = None
@@ -135,6 +137,7 @@ class TrainConfig:
             ("dev_queries", 1, float("inf")),
             ("dev_documents", 1, float("inf")),
             ("image_cache_gb", 0, float("inf")),
+            ("max_unreadable", 0, 1),
             ("workers", 0, 1024),
             ("dim", 1, float("inf")),
         )

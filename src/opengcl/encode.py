@@ -12,14 +12,22 @@ from tqdm.auto import tqdm
 
 from opengcl.data import Records
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
-from opengcl.inputs import Inputs, chunk_to_device, text_features, to_device
+from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder, Side
 
 Rows = Int[np.ndarray, " rows"]
 
 
-def inputs_for(model: BiEncoder, records: Records, side: Side) -> Inputs:
+def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable: float = MAX_UNREADABLE) -> Inputs:
     """The inputs of a table for a model's fields of one side.
+
+    Pictures that a run has decoded for the same data set and processor are read from where they are kept.
+
+    Args:
+        model: Whose fields.
+        records: The table.
+        side: Which side it is.
+        max_unreadable: As in `Inputs`.
 
     Raises:
         ValueError: The table lacks a field of the model, or has it with another type, or has rows without any of the
@@ -39,7 +47,9 @@ def inputs_for(model: BiEncoder, records: Records, side: Side) -> Inputs:
             f"{len(without)} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
             f"({side} {named}{more}); add a field that they have, or take them out of the data set"
         )
-    return Inputs(model.encoder, records, fields)
+    inputs = Inputs(model.encoder, records, fields, max_unreadable=max_unreadable)
+    inputs.use_kept_pictures()
+    return inputs
 
 
 def encode(
@@ -50,6 +60,7 @@ def encode(
     *,
     inputs: Inputs | None = None,
     into: Float[np.ndarray, "rows d"] | None = None,
+    zero_unreadable: bool = False,
     batch_size: int = 1024,
     progress: bool = False,
 ) -> Float[np.ndarray, "rows d"]:
@@ -64,6 +75,7 @@ def encode(
         rows: Which rows, in the order of the result.
         inputs: Features made before (the training run's caches); made here when not given.
         into: float32 array to fill and return, such as a memory map that is larger than memory.
+        zero_unreadable: Give zeros, and no error, for a row that has nothing left but pictures that cannot be read.
         batch_size: Rows read and encoded at a time.
         progress: Show a bar on the first rank.
 
@@ -71,7 +83,8 @@ def encode(
         float32, one unit row each.
 
     Raises:
-        ValueError: As `inputs_for`; ``into`` has another shape; a vector is not finite, and the message names its row.
+        ValueError: As `inputs_for`; ``into`` has another shape; a vector is not finite, or a row cannot be read, and
+            the message names it.
     """
     inputs = inputs or inputs_for(model, records, side)
     width = model.encoder.get_embedding_dimension() or 0
@@ -85,6 +98,8 @@ def encode(
         block = rows[start : start + step]
         own = block[slice_of_rank(len(block), rank(), world_size())]
         part = _encode_batch(model, records, side, own, inputs)
+        if not zero_unreadable:
+            _require_usable(inputs, records, side, own)
         into[start : start + len(block)] = gather_rows(part, len(block)).cpu().numpy()
     return into
 
@@ -114,6 +129,15 @@ def _evaluating(model: BiEncoder) -> Iterator[None]:
             yield
     finally:
         model.train(was_training)
+
+
+def _require_usable(inputs: Inputs, records: Records, side: Side, rows: Rows) -> None:
+    lost = rows[~inputs.usable(rows)]
+    if len(lost):
+        reasons = [found.get(int(lost[0]), f"no {field}") for field, found in inputs.unreadable.items()]
+        raise ValueError(
+            f"{records.file}: {side} {records.ids(lost[:1])[0]!r} has nothing to be encoded by: {'; '.join(reasons)}"
+        )
 
 
 def _encode_batch(model: BiEncoder, records: Records, side: Side, rows: Rows, inputs: Inputs) -> torch.Tensor:

@@ -95,6 +95,10 @@ class Vectors:
     rows: Int[np.ndarray, " rows"]  # ascending
     matrix: Float[np.ndarray, "rows d"]
 
+    def readable(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " left"]:
+        """Those of the rows that have a vector: zeros stand for what could not be read."""
+        return rows[self.matrix[self.places(rows)].any(1)]
+
     def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where in ``matrix`` the vectors of some of the rows are."""
         return np.searchsorted(self.rows, rows)
@@ -116,7 +120,8 @@ def evaluate(
     """Rank each split's half of the corpus for the split's queries and score the lists.
 
     Relevance is the judged score itself, unjudged documents have 0; where the data set's scores may be negative, its
-    lowest possible score counts as 0. Splits without a query are left out.
+    lowest possible score counts as 0. Splits without a query are left out, and so is, with a warning in the log, what
+    has nothing but pictures that cannot be read.
 
     Args:
         model: The model.
@@ -149,11 +154,12 @@ def evaluate(
         asked = _vectors(model, dataset.queries, "query", query_rows.values(), own[0], folder, progress)
         corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
         for split, rows in query_rows.items():
-            seen = bool(dataset.splits.document_seen[document_rows[split][0]])
+            rows, candidates = asked.readable(rows), corpus.readable(document_rows[split])
+            seen = bool(dataset.splits.document_seen[candidates[0]])
             with _RunFiles(runs, split) as files:
                 for start in range(0, len(rows), _BLOCK_QUERIES):
                     block = rows[start : start + _BLOCK_QUERIES]
-                    ranked = _rank(dataset, asked, corpus, block, document_rows[split], depth, model.device)
+                    ranked = _rank(dataset, asked, corpus, block, candidates, depth, model.device)
                     values = compute(metrics, ranked.relevance, ranked.judged)
                     per_query.append(per_query_table(split, ranked.query_ids, trained[block], values))
                     results.append(_listed(dataset, split, ranked))
@@ -270,7 +276,8 @@ def _vectors(
     matrix = None
     if 4 * shape[0] * shape[1] > _IN_MEMORY:
         matrix = np.memmap(Path(folder) / f"{side}.{rank()}.bin", dtype=np.float32, mode="w+", shape=shape)
-    return Vectors(rows, encode(model, records, side, rows, inputs=inputs, into=matrix, progress=progress))
+    vectors = encode(model, records, side, rows, inputs=inputs, into=matrix, zero_unreadable=True, progress=progress)
+    return Vectors(rows, vectors)
 
 
 def _training_pairs(dataset: RankedDataset) -> Int[np.ndarray, " queries"]:

@@ -79,14 +79,14 @@ def fuse(
 
     Args:
         embeddings: Unit vectors a field; values of missing fields are ignored.
-        present: Which rows have which field; every row has at least one.
+        present: Which rows have which field.
         weights: One number above 0 a field.
 
     Returns:
-        Unit rows.
+        Unit rows; zeros where a row has no field, as when its only picture cannot be read.
     """
     mix = weights[:, None] * present
-    mix = mix / mix.sum(0, keepdim=True)
+    mix = mix / mix.sum(0, keepdim=True).clamp_min(torch.finfo(weights.dtype).tiny)
     # where, not a product with 0: a missing field's value may be anything, NaN included.
     kept = torch.where(present[:, :, None], embeddings, torch.zeros_like(embeddings))
     return F.normalize((mix[:, :, None].to(embeddings.dtype) * kept).sum(0), dim=-1)

@@ -1,31 +1,48 @@
 """From records to what an encoder reads: features of distinct rows, in chunks of like length.
 
-Every text is tokenised once per run and every picture decoded once, into flat files that are memory-mapped; a batch is
-then a gather. Where a model's features are not of a plain kind, or would not fit the limit, they are made per batch.
+Every text is tokenised once per run, into flat files that are memory-mapped, and every picture is decoded once, into a
+cache that later runs use too; a batch is then a gather. Where a model's features are not of a plain kind, or would not
+fit the limit, they are made per batch.
+
+A picture that cannot be read although the data set was checked, such as a file that has gone since, is a missing field
+from then on. It is logged with its id, and too many of them are an error.
 """
 
 from __future__ import annotations
 
+import hashlib
+import logging
+import os
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
+from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from opengcl.data import Records
+from opengcl.data import DataSetError, Records
+from opengcl.data.images import PictureError
+from opengcl.data.problems import EXAMPLES
+from opengcl.picture_cache import LAYOUT, PictureCache, find_entry, folder_of_pictures, open_entry
+from opengcl.picture_pixels import NotPixelsError, PixelForm
 
 Features = dict[str, Any]
 Rows = Int[np.ndarray, " rows"]
 # Rows of one forward pass. Sorted by length, short rows then share a chunk and are not padded to the longest.
 CHUNK_ROWS = 256
+MAX_UNREADABLE = 0.01
+"""Share of a field's pictures that may turn out unreadable. A few rot in any catalogue; more say: a disk is missing."""
 _BUILD_ROWS = 1024
+_DECODE_ROWS = 256
+logger = logging.getLogger(__name__)
 
 
 class FieldInput(TypedDict):
@@ -48,6 +65,14 @@ class FieldSource(Protocol):
         ...
 
 
+class UnreadableError(Exception):
+    """Pictures of a field that cannot be read: row -> reason. Only between a source and `Inputs`."""
+
+    def __init__(self, found: Mapping[int, str]) -> None:
+        super().__init__(found)
+        self.found = found
+
+
 class Inputs:
     """The inputs of one table (queries or documents) for one encoder.
 
@@ -56,6 +81,10 @@ class Inputs:
         records: The table.
         fields: Which of its fields, in order.
         chunk_rows: Rows of one forward pass at most.
+        max_unreadable: Share of a field's pictures that may turn out unreadable.
+
+    Attributes:
+        unreadable: Field -> row -> why its picture cannot be read; what has been found so far by this process.
     """
 
     def __init__(
@@ -65,44 +94,132 @@ class Inputs:
         fields: Sequence[str],
         *,
         chunk_rows: int = CHUNK_ROWS,
+        max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
         self._records, self._fields, self.chunk_rows = records, list(fields), chunk_rows
         self._sources: dict[str, FieldSource] = {field: _OnTheFly(encoder, records, field) for field in fields}
         self._encoder = encoder
+        self.max_unreadable = max_unreadable
+        self.unreadable: dict[str, dict[int, str]] = {field: {} for field in fields}
 
-    def cache(self, folder: Path, *, image_cache_bytes: float, progress: bool = True) -> None:
-        """Tokenise every text and decode every picture once, into files under ``folder``.
+    def cache(
+        self,
+        folder: Path,
+        *,
+        image_cache_bytes: float,
+        pictures: Path | None = None,
+        workers: int = 0,
+        progress: bool = True,
+    ) -> None:
+        """Tokenise every text into files under ``folder``, and decode every picture that no run has decoded before.
 
         Args:
-            folder: Where the files go; it is made.
-            image_cache_bytes: Above this size of all pictures together, they are decoded per batch instead.
+            folder: Where the texts' files go; it is made.
+            image_cache_bytes: The pictures kept for all data sets and processors take at most so much; what does not
+                fit is decoded per batch. 0: nothing is kept.
+            pictures: Where they are kept; ``pictures`` in the data sets' cache folder when not given.
+            workers: Threads that decode; as many as there are cores, up to eight, when 0.
             progress: Show a bar.
+
+        Raises:
+            DataSetError: More pictures than `max_unreadable` cannot be read.
         """
         for number, field in enumerate(self._fields):
+            if self._records.fields[field] == "image":
+                if image_cache_bytes > 0:
+                    self._cache_pictures(field, image_cache_bytes, pictures, workers or _cores(), progress)
+                continue
             part = folder / str(number)  # a field's name may hold what a file's cannot
             part.mkdir(parents=True, exist_ok=True)
-            kinds = (_CachedText, _CachedBags) if self._records.fields[field] == "text" else (_CachedImages,)
-            for kind in kinds:
-                cached = kind.build(self._encoder, self._records, field, part, image_cache_bytes, progress)
+            for kind in (_CachedText, _CachedBags):
+                cached = kind.build(self._encoder, self._records, field, part, progress)
                 if cached is not None:
                     self._sources[field] = cached
                     break
 
+    def use_kept_pictures(self, pictures: Path | None = None) -> None:
+        """Read the pictures that a run has decoded before, and decode none now.
+
+        Args:
+            pictures: As in `cache`.
+        """
+        parent = pictures or folder_of_pictures()
+        for field in self._fields:
+            if self._records.fields[field] == "image" and any(parent.glob("*/")):
+                form, rows = self._pixel_form(field), _rows_with(self._records, field)
+                entry = form and find_entry(parent, _entry_name(form, self._records, field), (len(rows), *form.shape))
+                if form and entry:
+                    self._sources[field] = _KeptPictures(self._records, field, form, entry, rows)
+
     def of(self, rows: Rows) -> dict[str, FieldInput]:
-        """Features of the rows, field by field."""
+        """Features of the rows, field by field.
+
+        Raises:
+            DataSetError: More pictures than `max_unreadable` cannot be read.
+        """
         return {field: self._field(field, rows) for field in self._fields}
 
+    def present(self, field: str, rows: Rows) -> Bool[np.ndarray, " rows"]:
+        """Where a field is there and, as far as known, readable."""
+        there = self._records.present(field, rows)
+        lost = self.unreadable[field]
+        return there & ~np.isin(rows, np.fromiter(lost, np.int64, len(lost))) if lost else there
+
+    def usable(self, rows: Rows) -> Bool[np.ndarray, " rows"]:
+        """Which rows have any field left, as far as known."""
+        return np.any([self.present(field, rows) for field in self._fields], axis=0)
+
     def _field(self, field: str, rows: Rows) -> FieldInput:
-        present: Bool[np.ndarray, " rows"] = self._records.present(field, rows)
-        places = np.flatnonzero(present)
         source = self._sources[field]
-        places = places[np.argsort(source.lengths(rows[places]), kind="stable")]
-        pieces = [places[start : start + self.chunk_rows] for start in range(0, len(places), self.chunk_rows)]
-        return {
-            "chunks": [source.features(rows[piece]) for piece in pieces],
-            "order": torch.from_numpy(places),
-            "present": torch.from_numpy(present),
-        }
+        while True:
+            present = self.present(field, rows)
+            places = np.flatnonzero(present)
+            places = places[np.argsort(source.lengths(rows[places]), kind="stable")]
+            pieces = [places[start : start + self.chunk_rows] for start in range(0, len(places), self.chunk_rows)]
+            try:
+                chunks = [source.features(rows[piece]) for piece in pieces]
+            except UnreadableError as error:
+                self._go_on_without(field, error.found)
+                continue
+            return {"chunks": chunks, "order": torch.from_numpy(places), "present": torch.from_numpy(present)}
+
+    def _cache_pictures(self, field: str, limit: float, parent: Path | None, threads: int, progress: bool) -> None:
+        form, rows = self._pixel_form(field), _rows_with(self._records, field)
+        if form is None or len(rows) == 0:
+            return
+        about = {"table": self._records.file, "field": field, "pixels": form.identity}
+        name, shape = _entry_name(form, self._records, field), (len(rows), *form.shape)
+        entry = open_entry(parent or folder_of_pictures(), name, shape, limit_bytes=limit, about=about)
+        if entry is None:
+            return
+        kept = _KeptPictures(self._records, field, form, entry, rows)
+        self._go_on_without(field, kept.fill(threads, progress=progress))
+        self._sources[field] = kept
+
+    def _pixel_form(self, field: str) -> PixelForm | None:
+        try:
+            return PixelForm(self._encoder)
+        except NotPixelsError as error:
+            logger.warning("field %r: pictures are decoded per batch, as they cannot be kept: %s", field, error)
+            return None
+
+    def _go_on_without(self, field: str, found: Mapping[int, str]) -> None:
+        """Notes unreadable pictures, unless there are too many of them."""
+        if not found:
+            return
+        lost, total = self.unreadable[field], len(_rows_with(self._records, field))
+        lost.update(found)
+        rows = list(found)[:EXAMPLES]
+        examples = "; ".join(
+            f"{name!r}: {found[row]}" for name, row in zip(self._records.ids(np.array(rows)), rows, strict=True)
+        )
+        told = (
+            f"{self._records.file}, column {field!r}: {len(lost):,} of {total:,} pictures cannot be read "
+            f"({self._records.id_column} {examples}{'; ...' if len(found) > EXAMPLES else ''})"
+        )
+        if len(lost) > self.max_unreadable * total:
+            raise DataSetError(f"{told}; allowed: a share of {self.max_unreadable:g} (max_unreadable)")
+        logger.warning("%s; they are left out", told)
 
 
 class _OnTheFly:
@@ -116,7 +233,12 @@ class _OnTheFly:
         return np.array([len(text or "") for text in self._records.texts(self._field, rows)], dtype=np.int64)
 
     def features(self, rows: Rows) -> Features:
-        return preprocess(self._encoder, self._records, self._field, rows)
+        if self._is_text:
+            return preprocess(self._encoder, self._records, self._field, rows)
+        pictures, faults = _decoded(self._records, self._field, rows)
+        if faults:
+            raise UnreadableError(faults)
+        return dict(self._encoder.preprocess(pictures))
 
 
 def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows: Rows) -> Features:
@@ -159,7 +281,7 @@ class _CachedText:
 
     @classmethod
     def build(
-        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, _: float, progress: bool
+        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, progress: bool
     ) -> _CachedText | None:
         rows = np.flatnonzero(records.present(field, np.arange(len(records))))
         if len(rows) == 0:
@@ -217,7 +339,7 @@ class _CachedBags:
 
     @classmethod
     def build(
-        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, _: float, progress: bool
+        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, progress: bool
     ) -> _CachedBags | None:
         rows = np.flatnonzero(records.present(field, np.arange(len(records))))
         if len(rows) == 0 or set(preprocess(encoder, records, field, rows[:1])) != {"input_ids", "offsets"}:
@@ -247,45 +369,91 @@ class _CachedBags:
         return {"input_ids": ids, "offsets": torch.from_numpy(offsets)}
 
 
-class _CachedImages:
-    """Pictures of one shape as the encoder's processor leaves them, float32."""
+class _KeptPictures:
+    """Pictures as 8-bit pixels in a `PictureCache`; a row whose checksum is wrong is decoded again."""
 
-    def __init__(self, pixels: np.ndarray, place: np.ndarray, rest: Features) -> None:
-        self._pixels, self._place, self._rest = pixels, place, rest
+    def __init__(self, records: Records, field: str, form: PixelForm, cache: PictureCache, rows: Rows) -> None:
+        self._records, self._field, self._form, self._cache, self._rows = records, field, form, cache, rows
+        self._place = np.full(len(records), -1, dtype=np.int64)
+        self._place[rows] = np.arange(len(rows))
 
-    @classmethod
-    def build(
-        cls,
-        encoder: SentenceTransformer,
-        records: Records,
-        field: str,
-        folder: Path,
-        limit_bytes: float,
-        progress: bool,
-    ) -> _CachedImages | None:
-        rows = np.flatnonzero(records.present(field, np.arange(len(records))))
-        if len(rows) == 0:
-            return None
-        probe = preprocess(encoder, records, field, rows[:1])
-        tensors = [key for key, value in probe.items() if isinstance(value, Tensor)]
-        if tensors != ["pixel_values"] or probe["pixel_values"].shape[0] != 1:
-            return None  # features of varying shape: made per batch
-        shape = (len(rows), *probe["pixel_values"].shape[1:])
-        if 4 * np.prod(shape, dtype=np.float64) > limit_bytes:
-            return None
-        pixels = np.memmap(folder / "pixels.bin", dtype=np.float32, mode="w+", shape=shape)
-        for start, chunk in _chunks(rows, f"decoding {field}", progress):
-            pixels[start : start + len(chunk)] = preprocess(encoder, records, field, chunk)["pixel_values"].numpy()
-        pixels.flush()
-        place = np.full(len(records), -1, dtype=np.int64)
-        place[rows] = np.arange(len(rows))
-        return cls(pixels, place, {key: value for key, value in probe.items() if key not in tensors})
+    def fill(self, threads: int, *, progress: bool) -> dict[int, str]:
+        """Decodes what is not there yet, and returns the rows that cannot be read, with the reasons."""
+        faults: dict[int, str] = {}
+        with self._cache.alone(), ThreadPoolExecutor(threads) as pool:
+            stamps = self._records.stamps(self._field, self._rows)
+            missing = self._cache.missing(stamps)
+            bar = tqdm(total=len(missing), desc=f"decoding {self._field}", disable=not progress, leave=False)
+            with bar:
+                for start in range(0, len(missing), _DECODE_ROWS):
+                    places = missing[start : start + _DECODE_ROWS]
+                    faults |= self._put(places, pool.map(self._pixels, self._rows[places].tolist()), stamps[places])
+                    bar.update(len(places))
+            if len(missing):
+                self._cache.flush()
+        return faults
 
     def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
         return np.zeros(len(rows), dtype=np.int64)
 
     def features(self, rows: Rows) -> Features:
-        return {**self._rest, "pixel_values": torch.from_numpy(self._pixels[self._place[rows]])}
+        places = self._place[rows]
+        pixels, right = self._cache.read(places)
+        if not right.all():
+            wrong, stamps = places[~right], self._records.stamps(self._field, rows[~right])
+            faults = self._put(wrong, map(self._pixels, rows[~right].tolist()), stamps)
+            logger.warning("%d pictures in %s were not as written; decoded again", len(wrong), self._cache.folder)
+            if faults:
+                raise UnreadableError(faults)
+            return self.features(rows)
+        return {**self._form.rest, "pixel_values": self._form.floats(pixels)}
+
+    def _pixels(self, row: int) -> np.ndarray | PictureError:
+        try:
+            return self._form.pixels(self._records.picture(self._field, row))
+        except PictureError as error:
+            return error
+
+    def _put(self, places: Rows, made: Iterable[np.ndarray | PictureError], stamps: np.ndarray) -> dict[int, str]:
+        """Writes what could be decoded and returns the rest."""
+        found = list(made)
+        faults = {
+            int(self._rows[place]): str(one)
+            for place, one in zip(places, found, strict=True)
+            if isinstance(one, PictureError)
+        }
+        right = np.array([not isinstance(one, PictureError) for one in found])
+        if right.any():
+            pixels = np.stack([one for one in found if not isinstance(one, PictureError)])
+            self._cache.write(places[right], pixels, stamps[right])
+        return faults
+
+
+def _decoded(records: Records, field: str, rows: Rows) -> tuple[list[Image.Image], dict[int, str]]:
+    """Pictures of rows that have the field, and the rows whose pictures cannot be read."""
+    pictures, faults = [], {}
+    for row in rows.tolist():
+        try:
+            pictures.append(records.picture(field, row))
+        except PictureError as error:
+            faults[row] = str(error)
+    return pictures, faults
+
+
+def _rows_with(records: Records, field: str) -> Rows:
+    return np.flatnonzero(records.present(field, np.arange(len(records))))
+
+
+def _entry_name(form: PixelForm, records: Records, field: str) -> str:
+    """Changes with the data set's content, which of its rows are used, the field, and what the processor does."""
+    content = f"{LAYOUT}\n{records.fingerprint}\n{records.file}\n{field}\n{form.identity}\n".encode()
+    digest = hashlib.blake2b(content, digest_size=12)
+    digest.update(_rows_with(records, field).tobytes())
+    return digest.hexdigest()
+
+
+def _cores() -> int:
+    return min(8, len(os.sched_getaffinity(0)))
 
 
 def _chunks(rows: Rows, label: str, progress: bool) -> Iterator[tuple[int, Rows]]:

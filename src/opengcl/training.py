@@ -25,7 +25,7 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerCont
 from transformers.integrations import TensorBoardCallback
 
 import opengcl
-from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Relations, ShuffledBatches
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
@@ -80,9 +80,11 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     if config.evaluation_data is not None:
         judged = RankedDataset.open(config.evaluation_data, strict=config.strict, progress=shown)
         _check_unseen(dataset, judged)
+    for opened in (dataset, judged):
+        _check_skipped(opened, config.max_unreadable)
     objective = build_objective(config, dataset)
-    inputs = _inputs(objective.model, dataset)
-    judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged)
+    inputs = _inputs(objective.model, dataset, config)
+    judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
     if rank() == 0:
         _claim(out, config, dataset, judged, resume)
     wait_for_ranks()
@@ -313,8 +315,21 @@ def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
             )
 
 
-def _inputs(model: BiEncoder, dataset: RankedDataset) -> tuple[Inputs, Inputs]:
-    return inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document")
+def _inputs(model: BiEncoder, dataset: RankedDataset, config: TrainConfig) -> tuple[Inputs, Inputs]:
+    limit = config.max_unreadable
+    queries = inputs_for(model, dataset.queries, "query", max_unreadable=limit)
+    return queries, inputs_for(model, dataset.documents, "document", max_unreadable=limit)
+
+
+def _check_skipped(dataset: RankedDataset, limit: float) -> None:
+    """Few rows may have been skipped or changed when the data set was opened (``strict: false``)."""
+    for records in (dataset.queries, dataset.documents):
+        for problem in dataset.problems:
+            share = problem.count / (len(records) + problem.count)
+            if problem.file == records.file and share > limit:
+                raise TrainError(
+                    f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
+                )
 
 
 def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, judged: RankedDataset, resume: bool) -> None:
@@ -339,7 +354,7 @@ def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, judged: Ranke
 
 
 def _check_same(out: Path, before: TrainConfig, now: TrainConfig) -> None:
-    free = {"out", "device", "workers", "image_cache_gb"}  # where and how fast, not what
+    free = {"out", "device", "workers", "image_cache_gb", "max_unreadable"}  # where and how fast, not what
     differing = [
         f"{name} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
         for name in vars(before)
@@ -359,7 +374,9 @@ def _fill_caches(pair: tuple[Inputs, Inputs], config: TrainConfig, cache: Path, 
     for name, inputs in zip(("queries", "documents"), pair, strict=True):
         if config.mini_batch_size is not None:
             inputs.chunk_rows = config.mini_batch_size
-        inputs.cache(cache / name, image_cache_bytes=config.image_cache_gb * 1e9, progress=progress)
+        inputs.cache(
+            cache / name, image_cache_bytes=config.image_cache_gb * 1e9, workers=config.workers, progress=progress
+        )
 
 
 def _trainer(
@@ -370,7 +387,7 @@ def _trainer(
     judged: tuple[RankedDataset, tuple[Inputs, Inputs]],
     progress: bool,
 ) -> RankingTrainer:
-    batches = make_batches(config, dataset)
+    batches = make_batches(config, dataset, _usable_pairs(dataset, inputs))
     relations = Relations(dataset, weight_function(config.weights), config.scaling)
     steps = math.ceil(config.epochs * len(batches))
     fed = TrainingBatches(batches, relations, inputs)
@@ -388,9 +405,18 @@ def _trainer(
     return trainer
 
 
-def make_batches(config: TrainConfig, dataset: RankedDataset) -> Batches:
-    """The batches a config asks for, over pairs of seen queries and seen documents."""
+def _usable_pairs(dataset: RankedDataset, inputs: tuple[Inputs, Inputs]) -> Pairs:
+    """Training pairs whose query and document can both be read."""
     pairs = dataset.splits.training_pairs()
+    kept = inputs[0].usable(dataset.qrels.query[pairs]) & inputs[1].usable(dataset.qrels.document[pairs])
+    if not kept.all():
+        logger.warning("%d of %d training pairs are left out, as one side cannot be read", (~kept).sum(), len(kept))
+    return pairs[kept]
+
+
+def make_batches(config: TrainConfig, dataset: RankedDataset, pairs: Pairs | None = None) -> Batches:
+    """The batches a config asks for, over pairs of seen queries and seen documents, or those given here."""
+    pairs = dataset.splits.training_pairs() if pairs is None else pairs
     if config.used_queries_per_doc:
         documents = dataset.qrels.document[pairs]
         return DocumentBatches(pairs, documents, config.batch_size, config.used_queries_per_doc, config.seed)

@@ -1,6 +1,7 @@
 """Random access to the rows of one table, queries or documents, without reading it into memory."""
 
 import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex, cast
@@ -11,6 +12,7 @@ from jaxtyping import Bool, Int, UInt64
 from PIL import Image
 
 from opengcl.data import images
+from opengcl.data.cache import META
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
 
@@ -160,6 +162,30 @@ class Records:
             pictures[at] = self._image(field, int(positions[at]))
         return pictures
 
+    def picture(self, field: str, row: int) -> Image.Image:
+        """One picture of a row that has the field, upright RGB.
+
+        Raises:
+            PictureError: If it cannot be decoded; the caller adds which picture.
+        """
+        return images.load(self.values(field, [row])[0], self._folder)
+
+    def stamps(self, field: str, rows: Rows) -> UInt64[np.ndarray, "rows"]:
+        """What changes when a picture's file outside the table does: size and time. 0 for bytes inside the table."""
+        column = self.column(field)
+        if pa.types.is_large_binary(column.type):
+            return np.zeros(len(rows), dtype=np.uint64)
+        return np.array([images.stamp(cell, self._folder) for cell in self.values(field, rows)], dtype=np.uint64)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set, and which of its rows these are: it changes with the tables' bytes and what was skipped."""
+        meta = json.loads((self._arguments[0].parent / META).read_text(encoding="utf-8"))
+        digest = hashlib.blake2b(meta["fingerprint"].encode(), digest_size=16)
+        for part in (self._keys, self._order):
+            digest.update(part.tobytes())
+        return digest.hexdigest()
+
     def present(self, field: str, rows: Rows) -> Bool[np.ndarray, "rows"]:
         """Where a field is there to be encoded.
 
@@ -175,7 +201,7 @@ class Records:
 
     def _image(self, field: str, row: int) -> Image.Image:
         try:
-            return images.load(self.values(field, [row])[0], self._folder)
+            return self.picture(field, row)
         except images.PictureError as error:
             raise DataSetError(
                 f"{self.file}, {self.id_column} {self.ids([row])[0]!r}, column '{field}': {error}"
