@@ -6,13 +6,15 @@ that is there is left alone.
     python -m benchmarks.search build [--store lancedb --documents 1000000]    # indexes that are missing, or one
     python -m benchmarks.search growth [--store pgvector --documents 1000000]  # recall and latency of what is built
     python -m benchmarks.search served [--store lancedb --rounds 5]            # the server over its store and encoder
+    python -m benchmarks.search stages                                         # one stage and two, or what is missing
+    python -m benchmarks.search tables                                         # docs/search-figures.md and its pictures
 """
 
 from __future__ import annotations
 
 import argparse
 
-from . import growth, served
+from . import growth, served, stages, tables
 from .stores import STORES
 
 
@@ -29,7 +31,15 @@ def main(arguments: list[str] | None = None) -> None:
     added = commands.add_parser("served", help="the server over its own store and encoder")
     added.add_argument("--store", choices=STORES, action="append", help="only this one; may be repeated")
     added.add_argument("--rounds", type=int, default=served.ROUNDS)
+    commands.add_parser("stages", help="one stage and two, from the ranking benchmark's cells")
+    commands.add_parser("tables", help="write the tables and pictures")
     asked = parser.parse_args(arguments)
+    if asked.command == "stages":
+        print(stages.text(stages.stages()))
+        return
+    if asked.command == "tables":
+        tables.write_everything()
+        return
     if asked.command == "served":
         for kind in asked.store or STORES:
             print(served.measure(kind, asked.rounds), flush=True)

@@ -125,9 +125,13 @@ def missing(what: str) -> list[tuple[str, int]]:
     return [
         (kind, documents)
         for kind, documents in wanted
-        if cells.read(cell_name(kind, documents, what)) is None
-        and (what == "build" or folder_of(kind, documents).is_dir())
+        if cells.read(cell_name(kind, documents, what)) is None and (what == "build" or _is_built(kind, documents))
     ]
+
+
+def _is_built(kind: str, documents: int) -> bool:
+    built = cells.read(cell_name(kind, documents, "build")) is not None
+    return built and folder_of(kind, documents).is_dir()
 
 
 def _spec() -> IndexSpec:

@@ -67,16 +67,22 @@ async def run(plan: Plan) -> Run:
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection(plan.host, plan.port)
-        for number in waiting:
-            started = time.perf_counter()
-            writer.write(requests[number % len(requests)])
-            await _answer(reader)
-            took.append(1000 * (time.perf_counter() - started))
-        writer.close()
-        await writer.wait_closed()
+        try:
+            for number in waiting:
+                started = time.perf_counter()
+                writer.write(requests[number % len(requests)])
+                await _answer(reader)
+                took.append(1000 * (time.perf_counter() - started))
+        finally:
+            writer.transport.abort()
 
     started = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(plan.clients)))
+    try:
+        async with asyncio.TaskGroup() as group:
+            for _ in range(plan.clients):
+                group.create_task(client())
+    except* (ConnectionError, ValueError) as failed:
+        raise failed.exceptions[0] from None
     return Run(took, time.perf_counter() - started)
 
 

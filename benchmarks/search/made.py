@@ -1,8 +1,8 @@
 """Vectors made for measuring: clustered like those of a catalogue, of length 1, the same on every machine.
 
 A vector is a centre plus noise, brought back to length 1. The variance of centres and of noise falls as 1/i over 512
-directions that a random rotation mixes, which leaves some 28 directions' worth of freedom: embeddings of real texts
-have about that, and vectors that are free in all 512 are no task that anyone has.
+directions that a random rotation mixes, which leaves some 35 directions' worth of freedom (the participation ratio
+of their covariance): embeddings of real texts have about that, and nobody's vectors are free in all 512.
 """
 
 from __future__ import annotations
