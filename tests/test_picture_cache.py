@@ -8,6 +8,7 @@ import logging
 import multiprocessing
 import os
 import pickle
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
+from opengcl.config import TrainConfig
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
 from opengcl.encode import encode, inputs_for
 from opengcl.evaluation import evaluate
@@ -29,6 +32,7 @@ from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.picture_cache import META, PictureCache, find_entry, open_entry
 from opengcl.picture_pixels import PixelForm
+from opengcl.training import TrainError, train
 
 from .builders import clip, picture
 
@@ -165,7 +169,14 @@ def shop(folder: Path, documents: int = 40, *, titles: bool = True, files: bool 
     write_dataset(
         folder / "data",
         Schema("shop", {"query": "text"}, fields, 1.0, 100.0),  # type: ignore[arg-type]
-        pa.table({"query_id": ["q0", "q1"], "query": ["red", "shoe"], "split": ["seen", "novel"]}),
+        pa.table(
+            {
+                "query_id": ["q0", "q1", "q2", "q3"],
+                "query": ["red", "shoe", "red shoe", "hat"],
+                "split": ["seen", "seen", "novel", "novel"],
+                "part": ["dev", "test", "dev", "test"],
+            }
+        ),
         pa.table(
             {
                 "doc_id": ids,
@@ -174,7 +185,13 @@ def shop(folder: Path, documents: int = 40, *, titles: bool = True, files: bool 
                 "split": ["novel" if row % 4 == 3 else "seen" for row in range(documents)],
             }
         ),
-        pa.table({"query_id": ["q0", "q1"] * documents, "doc_id": np.repeat(ids, 2), "score": [5.0] * 2 * documents}),
+        pa.table(
+            {
+                "query_id": ["q0", "q1", "q2", "q3"] * documents,
+                "doc_id": np.repeat(ids, 4),
+                "score": [5.0] * 4 * documents,
+            }
+        ),
     )
     (folder / "made").rename(folder / "data" / "made")
     return RankedDataset.open(folder / "data", cache_dir=folder / "cache", progress=False)
@@ -285,6 +302,39 @@ def test_documents_without_a_readable_picture_are_out_of_the_corpus(tmp_path: Pa
         encode(model, data.documents, "document", np.arange(6), inputs=inputs[1])
     vectors = encode(model, data.documents, "document", np.arange(6), inputs=inputs[1], zero_unreadable=True)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), [1, 1, 1, 1, 0, 1], atol=1e-6)
+
+
+def config(data: RankedDataset, out: Path, **settings_: Any) -> TrainConfig:
+    chosen = {"fields": {"image": 1.0}, "epochs": 2, "batch_size": 8, "evaluations": 1, "device": "cpu", **settings_}
+    return TrainConfig(data=str(data.path), model="tiny", dim=16, out=str(out), **chosen)
+
+
+@pytest.mark.parametrize("gigabytes", [1.0, 0.0], ids=["kept", "per batch"])
+def test_training_goes_on_without_what_broke(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, gigabytes: float
+) -> None:
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    data = shop(tmp_path)
+    (data.path / "made" / "4.png").unlink()
+    settings_ = {"image_cache_gb": gigabytes}
+    out = train(config(data, tmp_path / "run", max_unreadable=0.03, **settings_), progress=False)
+    assert "'d4': no file" in caplog.text
+    assert ("2 of 60 training pairs are left out" in caplog.text) == (gigabytes > 0)
+    history = json.loads((out / "history.json").read_text())
+    assert all(np.isfinite(step["loss"]) for step in history if "loss" in step)
+    assert "d4" not in pq.read_table(out / "results.parquet")["doc_id"].to_pylist()
+    with pytest.raises(DataSetError, match=r"1 of 40 pictures .*'d4'.* allowed: a share of 0.02 \(max_unreadable\)"):
+        train(config(data, tmp_path / "strict", max_unreadable=0.02, **settings_), progress=False)
+
+
+def test_too_many_rows_skipped_in_opening_stop_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    data = shop(tmp_path)
+    for row in (0, 2, 4):
+        (data.path / "made" / f"{row}.png").write_bytes(b"spoilt")
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.raises(TrainError, match=r"unreadable image in 3 rows: .*d0.*allowed: 0.01 \(max_unreadable\)"):
+        train(config(data, tmp_path / "run", strict=False), progress=False)
 
 
 def _fill(data: RankedDataset, kept: Path, gate: Any) -> None:
