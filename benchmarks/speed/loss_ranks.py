@@ -15,7 +15,9 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 import torch
 import torch.distributed as dist
@@ -32,21 +34,33 @@ WIDTH, RANKS, STRONG, WEAK, LARGE = 512, (1, 2, 4), 16_384, 8_192, 65_536
 
 def measure(repeats: int) -> Iterator[Row]:
     """Yield both scalings and the large batch; each compared with one rank, the batch with the small one."""
-    strong = {ranks: step_of_ranks(ranks, STRONG, repeats) for ranks in RANKS}
-    weak = {ranks: step_of_ranks(ranks, round(WEAK * math.sqrt(ranks)), repeats) for ranks in RANKS}
+    strong = {ranks: steps_of_ranks(ranks, STRONG, repeats) for ranks in RANKS}
+    weak = {ranks: steps_of_ranks(ranks, round(WEAK * math.sqrt(ranks)), repeats) for ranks in RANKS}
     for name, steps in (("strong", strong), ("weak", weak)):
         for ranks in RANKS[1:]:
-            (ours, memory), (one, _) = steps[ranks], steps[1]
-            about = {"ranks": ranks, "extra_bytes_a_rank": memory, "of_one_rank": steps[1][1]}
-            yield Row(f"loss, {name} scaling, {ranks} ranks", ours, one, "one rank", None, about)
-    large, memory = step_of_ranks(1, LARGE, 1)
-    as_many = [seconds * (LARGE // STRONG) ** 2 for seconds in strong[1][0]]
-    about = {"extra_bytes": memory, "pairs": LARGE}
-    yield Row(f"loss, {LARGE:,} pairs", large, as_many, f"{STRONG:,} pairs, pair for pair", 1.0, about)
+            about = {"ranks": ranks, "a_rank": steps[ranks].about(), "one_rank": steps[1].about()}
+            shown = f"loss, {name} scaling, {ranks} ranks"
+            yield Row(shown, steps[ranks].seconds, steps[1].seconds, "one rank", None, about)
+    large = steps_of_ranks(1, LARGE, 1)
+    as_many = [seconds * (LARGE // STRONG) ** 2 for seconds in strong[1].seconds]
+    yield Row(f"loss, {LARGE:,} pairs", large.seconds, as_many, f"{STRONG:,} pairs, pair for pair", 1.0, large.about())
 
 
-def step_of_ranks(ranks: int, pairs: int, repeats: int) -> tuple[list[float], int]:
-    """Seconds of each step, and the largest rank's extra bytes."""
+@dataclass(frozen=True)
+class Steps:
+    """Each step's time until the last rank is done, and the most that a rank takes of processor and memory."""
+
+    seconds: list[float]
+    processor_seconds: list[float]
+    extra_bytes: int
+
+    def about(self) -> dict[str, object]:
+        """What a row of figures tells beside the time."""
+        return {"processor_seconds": median(self.processor_seconds), "extra_bytes": self.extra_bytes}
+
+
+def steps_of_ranks(ranks: int, pairs: int, repeats: int) -> Steps:
+    """Run them under torchrun."""
     with tempfile.TemporaryDirectory() as folder:
         launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks), "--module", __name__]
         subprocess.run(
@@ -56,9 +70,11 @@ def step_of_ranks(ranks: int, pairs: int, repeats: int) -> tuple[list[float], in
             cwd=Path(__file__).parents[2],
         )
         found = [json.loads((Path(folder) / f"{r}.json").read_text(encoding="utf-8")) for r in range(ranks)]
-    return [max(seconds) for seconds in zip(*(each["seconds"] for each in found), strict=True)], max(
-        each["extra_bytes"] for each in found
+    seconds, processor = (
+        [max(step) for step in zip(*(each[name] for each in found), strict=True)]
+        for name in ("seconds", "processor_seconds")
     )
+    return Steps(seconds, processor, max(each["extra_bytes"] for each in found))
 
 
 def resident(name: str) -> int:
@@ -80,17 +96,23 @@ def work(folder: Path, pairs: int, repeats: int) -> None:
     nothing = Pairs(diagonal[:0], diagonal[:0])
     terms = Terms(Pairs(diagonal, diagonal), torch.ones(pairs), nothing)
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
-    before, taken = resident("VmRSS"), []
+    before, taken, busy = resident("VmRSS"), [], []
     for _ in range(repeats):
         queries.grad = documents.grad = scale.grad = None
         dist.barrier()
-        started = time.perf_counter()
+        started, worked = time.perf_counter(), time.process_time()
         loss = sharded_loss(
             queries, documents, scale, terms, "diagonal", "both", query_sizes=sizes, document_sizes=sizes
         )
         loss.backward()
         taken.append(time.perf_counter() - started)
-    found = {"seconds": taken, "extra_bytes": resident("VmHWM") - before, "ranks": world_size()}
+        busy.append(time.process_time() - worked)
+    found = {
+        "seconds": taken,
+        "processor_seconds": busy,
+        "extra_bytes": resident("VmHWM") - before,
+        "ranks": world_size(),
+    }
     (folder / f"{rank()}.json").write_text(json.dumps(found), encoding="utf-8")
     dist.destroy_process_group()
 
