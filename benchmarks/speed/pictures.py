@@ -37,13 +37,14 @@ STEP_ROWS = 512
 
 
 def product_jpeg(seed: int, size: int = 800) -> bytes:
-    """A drawn product on white, with the noise of a photograph: some 100 kB."""
+    """A drawn product on white, with the noise of a photograph: some 50 kB."""
     generator = np.random.default_rng(seed)
     image = Image.new("RGB", (size, size), "white")
     draw = ImageDraw.Draw(image)
     for _ in range(12):
         x, y = generator.integers(size // 6, size // 2, 2)
-        box = (int(x), int(y), int(x + generator.integers(40, size // 3)), int(y + generator.integers(40, size // 3)))
+        width, height = generator.integers(size // 20, size // 3, 2)
+        box = (int(x), int(y), int(x + width), int(y + height))
         draw.ellipse(box, fill=tuple(generator.integers(0, 256, 3).tolist()))
     pixels = np.asarray(image).astype(np.float32)
     noisy = pixels + generator.normal(0, 6, pixels.shape) * (pixels.mean(2, keepdims=True) < 250)

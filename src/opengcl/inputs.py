@@ -101,6 +101,7 @@ class Inputs:
         self._encoder = encoder
         self.max_unreadable = max_unreadable
         self.unreadable: dict[str, dict[int, str]] = {field: {} for field in fields}
+        self._form: PixelForm | None = None
 
     def cache(
         self,
@@ -198,7 +199,8 @@ class Inputs:
 
     def _pixel_form(self, field: str) -> PixelForm | None:
         try:
-            return PixelForm(self._encoder)
+            self._form = self._form or PixelForm(self._encoder)
+            return self._form
         except NotPixelsError as error:
             logger.warning("field %r: pictures are decoded per batch, as they cannot be kept: %s", field, error)
             return None
