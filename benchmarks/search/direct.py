@@ -54,10 +54,11 @@ class Loop:
 
 def run(loop: Loop, model: BiEncoder, index: Index) -> Run:
     """Loop as told."""
-    if loop.batch:
-        return _both(loop, model, index)
-    vectors = np.concatenate([encode_texts(model, loop.texts[at : at + 32]) for at in range(0, len(loop.texts), 32)])
-    return _store_alone(loop, vectors, index)
+    return _both(loop, model, index) if loop.batch else _store_alone(loop, _vectors(loop, model), index)
+
+
+def _vectors(loop: Loop, model: BiEncoder) -> Float32[np.ndarray, "texts d"]:
+    return np.concatenate([encode_texts(model, loop.texts[at : at + 32]) for at in range(0, len(loop.texts), 32)])
 
 
 def _both(loop: Loop, model: BiEncoder, index: Index) -> Run:

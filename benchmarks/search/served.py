@@ -22,7 +22,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +42,6 @@ from opengcl.vector_shards import EncodeJob, encode_table
 from . import cells
 from .direct import Loop
 from .load import Plan, Run
-from .processes import processor_seconds
 from .stores import address_of
 
 CLIENTS = {1: 150, 8: 320, 32: 480}
@@ -76,7 +75,7 @@ def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = No
         }
         load = stack.enter_context(worker(["benchmarks.search.load"], LOAD_CORE))
         direct = stack.enter_context(worker(["benchmarks.search.direct", str(model), address], SERVER_CORE))
-        bench = Bench(servers, load, direct, helpers, _texts(dataset))
+        bench = Bench(servers, load, direct, _texts(dataset))
         found = {
             mode: {str(count): _rounds(bench, mode, count, requests, rounds) for count, requests in counts.items()}
             for mode, counts in ((mode, clients or CLIENTS) for mode in servers)
@@ -96,32 +95,19 @@ def prepared_model() -> Path:
     return folder
 
 
-@dataclass(frozen=True)
-class Side:
-    """One side's run at some clients.
-
-    Attributes:
-        run: Times.
-        processor_seconds: Of the server or the loop, and of the store's server.
-    """
-
-    run: Run
-    processor_seconds: float
-
-    def figures(self) -> dict[str, float]:
-        """Percentiles and throughput."""
-        times = np.array(self.run.milliseconds)
-        return {
-            "p50_ms": percentile(times, 50),
-            "p99_ms": percentile(times, 99),
-            "per_second": len(times) / self.run.seconds,
-            "processor_ms": 1000 * self.processor_seconds / len(times),
-        }
+def figures(run: Run) -> dict[str, float]:
+    """Percentiles and throughput of a run."""
+    times = run.milliseconds
+    return {
+        "p50_ms": percentile(times, 50),
+        "p99_ms": percentile(times, 99),
+        "per_second": len(times) / run.seconds,
+    }
 
 
-def percentile(times: Sequence[float] | np.ndarray, share: float) -> float:
+def percentile(times: Sequence[float], share: float) -> float:
     """The smallest time that at least so many percent of all do not exceed."""
-    return float(np.percentile(np.asarray(times), share, method="inverted_cdf"))
+    return float(np.percentile(times, share, method="inverted_cdf"))
 
 
 class Planned(Protocol):
@@ -137,11 +123,6 @@ class Worker:
     """A process that answers a line of JSON with another."""
 
     process: subprocess.Popen[str]
-
-    @property
-    def pid(self) -> int:
-        """Its number."""
-        return self.process.pid
 
     def __call__(self, plan: Planned) -> Run:
         """Do what is planned.
@@ -182,7 +163,6 @@ class Bench:
     servers: dict[str, Server]
     load: Worker
     direct: Worker
-    helpers: tuple[int, ...]  # the store's own processes
     texts: list[str]
     bodies: list[str] = field(init=False)
 
@@ -191,28 +171,19 @@ class Bench:
         bodies = [json.dumps({"query": {"text": text}, "k": K}) for text in self.texts]
         object.__setattr__(self, "bodies", bodies)
 
-    def served(self, mode: str, clients: int, requests: int) -> tuple[Side, float]:
+    def served(self, mode: str, clients: int, requests: int) -> tuple[Run, float]:
         """The server's side, and how many texts it encoded together on average; 0 where it encoded none."""
         server = self.servers[mode]
         texts, batches = server.batches()
-        plan = Plan("127.0.0.1", server.port, self.bodies, clients, requests)
-        side = self._side((server.pid, *self.helpers), lambda: self.load(plan))
+        run = self.load(Plan("127.0.0.1", server.port, self.bodies, clients, requests))
         texts_after, batches_after = server.batches()
-        return side, (texts_after - texts) / max(1.0, batches_after - batches)
+        return run, (texts_after - texts) / max(1.0, batches_after - batches)
 
-    def raw(self, mode: str, clients: int, requests: int, batch: float) -> Side:
+    def raw(self, mode: str, clients: int, requests: int, batch: float) -> Run:
         """The other side: with as many threads as clients, or with the batches that the server formed."""
-        loop = (
-            Loop(self.texts, K, requests, batch=0, threads=clients)
-            if mode == "vectors"
-            else Loop(self.texts, K, requests, batch=max(1, round(batch)))
-        )
-        return self._side((self.direct.pid, *self.helpers), lambda: self.direct(loop))
-
-    def _side(self, processes: Sequence[int], work: Callable[[], Run]) -> Side:
-        before = processor_seconds(processes)
-        run = work()
-        return Side(run, processor_seconds(processes) - before)
+        if mode == "vectors":
+            return self.direct(Loop(self.texts, K, requests, batch=0, threads=clients))
+        return self.direct(Loop(self.texts, K, requests, batch=max(1, round(batch))))
 
 
 def _rounds(bench: Bench, mode: str, clients: int, requests: int, rounds: int) -> dict[str, Any]:
@@ -224,11 +195,11 @@ def _rounds(bench: Bench, mode: str, clients: int, requests: int, rounds: int) -
     for number in range(rounds):
         for name in ("served", "raw") if number % 2 else ("raw", "served"):
             if name == "served":
-                side, batch = bench.served(mode, clients, requests)
+                run, batch = bench.served(mode, clients, requests)
                 batches.append(batch)
             else:
-                side = bench.raw(mode, clients, requests, batch)
-            told[name].append(side.figures())
+                run = bench.raw(mode, clients, requests, batch)
+            told[name].append(figures(run))
     return {**{name: medians(of) for name, of in told.items()}, "batch": float(np.median(batches[1:])), "runs": told}
 
 

@@ -64,8 +64,8 @@ def served_text(kind: str) -> str:
     )
     parts = [f"{title}\n\n{told}"]
     for mode, (words, other) in MODES.items():
-        head = ["clients", f"{other}, p50 / p99 ms", "served, p50 / p99 ms", "more at p50", f"{other}, queries/s"]
-        head += ["served, queries/s", "share", "processor ms a query, both"]
+        head = ["clients", f"{other}, p50 / p99 ms", "served, p50 / p99 ms", "more at p50"]
+        head += [f"{other}, queries/s", "served, queries/s", "share"]
         rows = [_served_row(int(clients), found) for clients, found in cell[mode].items()]
         parts.append(f"**{words[:1].upper()}{words[1:]}**\n\n{markdown(head, rows)}")
     return "\n\n".join([*parts, aims_text(cell)])
@@ -81,7 +81,6 @@ def _served_row(clients: int, found: Cell) -> list[str]:
         f"{raw['per_second']:.0f}",
         f"{served['per_second']:.0f}",
         f"{100 * served['per_second'] / raw['per_second']:.0f}%",
-        f"{raw['processor_ms']:.1f} / {served['processor_ms']:.1f}",
     ]
 
 
