@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 import resource
 import statistics
 import subprocess
@@ -42,7 +43,7 @@ FROM log GROUP BY query, doc_id, position
 
 
 def measure(events: int, repeats: int, threads: int) -> dict[str, Any]:
-    """Seconds of each form, in turn, and of a whole run in a process of its own, with its peak of memory."""
+    """Seconds of each form, in turn, and of whole runs in processes of their own, with their peak of memory."""
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         written = write_big_log(work, events)
@@ -62,7 +63,7 @@ def measure(events: int, repeats: int, threads: int) -> dict[str, Any]:
                         sums.add(_sums(connection))
                 if len(sums) > 1:
                     raise ValueError(f"the forms differ: {sums}")
-        whole = _whole_run(work, threads)
+        whole = _whole_runs(work, threads, repeats)
     return {"events": written, "threads": threads, "seconds": seconds, **whole}
 
 
@@ -82,17 +83,29 @@ def _sums(connection: duckdb.DuckDBPyConnection) -> tuple[int, ...]:
     return found
 
 
-def _whole_run(work: Path, threads: int) -> dict[str, Any]:
-    command = [sys.executable, "-m", "opengcl.cli", "data", "from-logs", str(work / "log.parquet")]
-    command += ["--documents", str(work / "documents.parquet"), "--out", str(work / "out"), "--threads", str(threads)]
-    started = time.perf_counter()
-    subprocess.run(command, check=True, stdout=sys.stderr)
-    seconds = time.perf_counter() - started
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {
-        "whole_run": [round(seconds, 1), round(used.ru_utime + used.ru_stime, 1)],
-        "peak_gigabytes": round(used.ru_maxrss / 1024**2, 2),
-    }
+# What the command does, and then the wall time of its steps.
+_RUN = """
+import json, sys
+from pathlib import Path
+from opengcl.clicks import from_logs
+log, documents, out, threads, told = sys.argv[1:]
+report = from_logs(log, documents, out, threads=int(threads), progress=False)
+Path(told).write_text(json.dumps(report.seconds))
+"""
+
+
+def _whole_runs(work: Path, threads: int, repeats: int) -> dict[str, Any]:
+    """Wall and processor time of whole runs, each in a process of its own; seconds by step; and the peak of memory."""
+    runs, steps = [], []
+    for number in range(repeats):
+        files = [work / "log.parquet", work / "documents.parquet", work / f"out-{number}"]
+        command = [sys.executable, "-c", _RUN, *map(str, files), str(threads), str(work / "seconds.json")]
+        before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+        subprocess.run(command, check=True, stdout=sys.stderr)
+        wall, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
+        runs.append((wall, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime))
+        steps.append(json.loads((work / "seconds.json").read_text(encoding="utf-8")))
+    return {"whole_runs": runs, "steps": steps, "peak_gigabytes": round(used.ru_maxrss / 1024**2, 2)}
 
 
 def table(found: dict[str, Any]) -> str:
@@ -108,6 +121,14 @@ def table(found: dict[str, Any]) -> str:
     ]
     for name, (wall, cpu) in medians.items():
         lines.append(f"| {name} | {wall:.1f} | {wall / hand[0]:.2f} | {cpu:.1f} | {cpu / hand[1]:.2f} |")
-    lines.append("| a whole run | {:.1f} | | {:.1f} | |".format(*found["whole_run"]))
-    lines.append(f"\nPeak of resident memory of the whole run: {found['peak_gigabytes']:.2f} GiB")
+    wall, cpu = (statistics.median(one) for one in zip(*found["whole_runs"], strict=True))
+    lines.append(f"| a whole run | {wall:.1f} | {wall / hand[0]:.2f} | {cpu:.1f} | {cpu / hand[1]:.2f} |")
+    steps = {name: statistics.median(run[name] for run in found["steps"]) for name in found["steps"][0]}
+    estimate = steps["position bias"] + steps["scores"]
+    lines.append(f"\nSteps of a whole run: {', '.join(f'{name} {value:.1f} s' for name, value in steps.items())}")
+    lines.append(
+        f"SQL by hand and the estimation: {hand[0] + estimate:.1f} s; a whole run takes "
+        f"{wall / (hand[0] + estimate):.2f} times as long"
+    )
+    lines.append(f"Peak of resident memory of a whole run: {found['peak_gigabytes']:.2f} GiB")
     return "\n".join(lines)
