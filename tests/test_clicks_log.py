@@ -14,7 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from benchmarks.clicks.big_log import write_big_log
 
+from opengcl.clicks.files import open_log
 from opengcl.clicks.log import LogOptions, aggregate, count_bots, count_rows, event_names
 from opengcl.data import DataSetError
 from opengcl.data.engine import connect
@@ -331,3 +333,54 @@ def test_spark_has_the_same_cells(spark: Any, duck: Run, tmp_path: Path, setting
     assert_same_cells(found, by_cell(duck(table_of(rows), lambda log: aggregate(log, options))))
     counts = {row["reason"]: row["rows"] for row in count_rows(table, options).to_pyarrow().to_pylist()}
     assert counts == Counter(map(fault, rows))
+
+
+# Of a large log without faults: users, marks of random order, and every fault that a row can have, in places by hash.
+DIRTY = """
+SELECT CASE WHEN draw % 997 = 0 THEN NULL ELSE session END AS session,
+    CASE WHEN draw % 991 = 0 THEN '' WHEN draw % 5 = 0 THEN upper(query) || '  ' ELSE query END AS query, doc_id,
+    CASE WHEN draw % 983 = 0 THEN 'hover' ELSE event END AS event,
+    CASE WHEN draw % 977 = 0 THEN 0 ELSE position END AS position,
+    time + to_seconds((draw // 7 % 2000)::DOUBLE) AS time, 'u' || hash(session) % 4000 AS user,
+    hash(session) % 7 = 0 AS randomised
+FROM (SELECT *, hash(session, doc_id, event, twice) AS draw
+    FROM '{log}', range(2) AS copies(twice)) WHERE twice = 0 OR draw % 50 = 0
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.filterwarnings("ignore")  # of pyspark and ibis about each other
+def test_spark_has_the_same_sums_of_a_large_log(spark: Any, tmp_path: Path) -> None:
+    write_big_log(tmp_path, 1_500_000)
+    everything = SETTINGS["everything"] | {"most_events": 500}
+    with connect(tmp_path / "spill", threads=1) as connection:
+        dirty = DIRTY.format(log=tmp_path / "log.parquet")
+        connection.execute(f"COPY ({dirty}) TO '{tmp_path / 'dirty.parquet'}' (FORMAT parquet)")
+        log, _ = open_log(connection, tmp_path / "dirty.parquet")
+        table = ibis.pyspark.connect(spark).read_parquet(str(tmp_path / "dirty.parquet"))
+        for options in (LogOptions(), LogOptions(**everything | {"kinds": LogOptions().kinds})):
+            keys = ["query", "document", "position", "randomised"]
+            columns = [*keys, *COLUMNS]
+            expected, found = (
+                one.select(columns).sort_by([(key, "ascending") for key in keys])
+                for one in (
+                    connection.sql(str(ibis.to_sql(aggregate(log, options), dialect="duckdb"))).to_arrow_table(),
+                    aggregate(table, options).to_pyarrow(),
+                )
+            )
+            assert len(expected) > 300_000
+            assert found.select(keys).to_pydict() == expected.select(keys).to_pydict()
+            for name in COLUMNS:
+                sums, wanted = (one[name].cast(pa.float64()).to_numpy() for one in (found, expected))
+                np.testing.assert_allclose(sums, wanted, rtol=1e-9, err_msg=name)
+            assert sum(expected["repeats"].to_pylist()) > 10_000
+            counts = connection.sql(str(ibis.to_sql(count_rows(log, options), dialect="duckdb"))).fetchall()
+            assert len(counts) == 5
+            assert sorted(map(str, counts)) == sorted(
+                str(tuple(row.values())) for row in count_rows(table, options).to_pyarrow().to_pylist()
+            )
+        bots = count_bots(log, options), count_bots(table, options)
+        ((visitors, rows),) = connection.sql(str(ibis.to_sql(bots[0], dialect="duckdb"))).fetchall()
+        assert bots[1].to_pyarrow().to_pylist() == [{"visitors": visitors, "rows": rows}]
+        assert 0 < visitors < 4000
