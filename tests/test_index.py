@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from opengcl.index import (
@@ -289,6 +289,9 @@ def searched(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(where=filters)
+@example(where=Or((In("price", (0.0,), negated=True), In("price", (0.5,), negated=True))))
+@example(where=Or((Compare("price", "!=", 0.0), Compare("price", "!=", 0.5))))
+@example(where=And((In("price", (0.0, 0.5)), In("price", (0.5, 1.5)))))
 def test_a_filter_means_the_same_in_every_store(searched: Index, where: Filter) -> None:
     fields = field_values(ROWS)
     rows = [{name: values[row] for name, values in fields.items()} for row in range(ROWS)]

@@ -340,7 +340,9 @@ def _sql(where: Filter, columns: Mapping[str, str]) -> str:
     if isinstance(where, Missing):
         return f"{name} IS NOT NULL" if where.negated else f"{name} IS NULL"
     if isinstance(where, In):
-        return f"{name} {'NOT IN' if where.negated else 'IN'} ({', '.join(map(_literal, where.values))})"
+        values = ", ".join(map(_literal, where.values))
+        # "x NOT IN (1) OR x NOT IN (2)" is simplified to true, which is wrong where x is missing
+        return f"({name} NOT IN ({values}) AND {name} IS NOT NULL)" if where.negated else f"{name} IN ({values})"
     return f"{name} {where.operator} {_literal(where.value)}"
 
 
