@@ -101,7 +101,7 @@ def _whole_runs(work: Path, threads: int, repeats: int) -> dict[str, Any]:
         files = [work / "log.parquet", work / "documents.parquet", work / f"out-{number}"]
         command = [sys.executable, "-c", _RUN, *map(str, files), str(threads), str(work / "seconds.json")]
         before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        subprocess.run(command, check=True)
         wall, used = time.perf_counter() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
         runs.append((wall, used.ru_utime + used.ru_stime - before.ru_utime - before.ru_stime))
         steps.append(json.loads((work / "seconds.json").read_text(encoding="utf-8")))
