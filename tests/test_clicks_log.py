@@ -129,13 +129,13 @@ def cells_of(rows: Rows, options: LogOptions) -> dict[tuple[Any, ...], list[floa
         done = bool(names["tap"] or names["cart"] or names["order"])
         weight *= bool(views)
         said = [weight, weight * done, weight * (names["cart"] > 0), weight * (names["order"] > 0)]
-        said += [1, len(events), len(events) - len(names), bool(views and done and not names["tap"])]
+        said += [len(events), len(events) - len(names), bool(views and done and not names["tap"])]
         cell = cells.setdefault((query, document, place, random), [0.0] * len(said))
         cells[(query, document, place, random)] = [a + b for a, b in zip(cell, said, strict=True)]
     return cells
 
 
-COLUMNS = ("impressions", "clicks", "carts", "purchases", "showings", "events", "repeats", "implied")
+COLUMNS = ("impressions", "clicks", "carts", "purchases", "events", "repeats", "implied")
 SETTINGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "randomised": {"randomised": "randomised"},
