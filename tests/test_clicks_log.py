@@ -335,7 +335,7 @@ def test_spark_has_the_same_cells(spark: Any, duck: Run, tmp_path: Path, setting
     assert counts == Counter(map(fault, rows))
 
 
-# Of a large log without faults: users, marks of random order, and every fault that a row can have, in places by hash.
+# Of a large log without faults: users, marks of random order, repeats and broken rows, in places by hash.
 DIRTY = """
 SELECT CASE WHEN draw % 997 = 0 THEN NULL ELSE session END AS session,
     CASE WHEN draw % 991 = 0 THEN '' WHEN draw % 5 = 0 THEN upper(query) || '  ' ELSE query END AS query, doc_id,
