@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -140,3 +141,25 @@ def test_vectors_in_a_file_give_the_same_numbers(
     in_memory = evaluate(model, dataset)
     monkeypatch.setattr(opengcl.evaluation, "_IN_MEMORY", 0)
     assert evaluate(model, dataset).per_query.equals(in_memory.per_query)
+
+
+def test_rows_without_a_vector_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Counted(np.ndarray):
+        """Notes how many rows are copied at a time."""
+
+        copied: ClassVar[list[int]] = []
+
+        def __getitem__(self, key: Any) -> Any:
+            self.copied.append(len(key))
+            return np.asarray(self)[key]
+
+    matrix = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    rows = np.arange(50) * 3
+    matrix[[0, 17, 49]] = 0
+    monkeypatch.setattr(opengcl.evaluation, "_BLOCK_ROWS", 8)
+    vectors = opengcl.evaluation.Vectors(rows, matrix.view(Counted))
+    asked = rows[5:]
+    assert vectors.readable(asked).tolist() == [row for row in asked.tolist() if row not in (17 * 3, 49 * 3)]
+    assert sum(Counted.copied) == 45
+    assert max(Counted.copied) == 8
+    assert len(vectors.readable(rows[:0])) == 0

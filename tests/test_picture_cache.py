@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
+from opengcl import inputs
 from opengcl.config import TrainConfig
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
 from opengcl.encode import encode, inputs_for
@@ -388,3 +389,14 @@ def test_other_data_fields_and_processors_have_entries_of_their_own(tmp_path: Pa
     cached(other, shop(tmp_path / "three"), kept)
     assert len(list(kept.glob("*/"))) == 3
     assert {json.loads(file.read_text())["field"] for file in kept.glob(f"*/{META}")} == {"image"}
+
+
+def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "posix_fallocate")
+    monkeypatch.delattr(os, "sched_getaffinity")
+    shape = (500, 3, 31, 33)
+    entry = open_entry(tmp_path, "entry", shape, limit_bytes=1e9, about={})
+    assert entry is not None
+    assert (entry.folder / "pixels.bin").stat().st_size == np.prod(shape)
+    assert len(entry.missing(np.zeros(500, dtype=np.uint64))) == 500
+    assert inputs._cores() >= 1

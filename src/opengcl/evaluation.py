@@ -27,6 +27,7 @@ from opengcl.search import exact_top_k
 
 LISTED = 10  # documents of each query that results.parquet keeps
 _BLOCK_QUERIES = 512
+_BLOCK_ROWS = 16_384  # vectors read at a time where they may be mapped from disk
 _PAIRS = pa.schema([("query_id", pa.string()), ("doc_id", pa.string()), ("score", pa.float64())])
 _IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 
@@ -97,7 +98,9 @@ class Vectors:
 
     def readable(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " left"]:
         """Those of the rows that have a vector: zeros stand for what could not be read."""
-        return rows[self.matrix[self.places(rows)].any(1)]
+        places = self.places(rows)
+        blocks = (places[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
+        return rows[np.concatenate([self.matrix[block].any(1) for block in blocks])] if len(rows) else rows
 
     def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where in ``matrix`` the vectors of some of the rows are."""
@@ -155,6 +158,8 @@ def evaluate(
         corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
         for split, rows in query_rows.items():
             rows, candidates = asked.readable(rows), corpus.readable(document_rows[split])
+            if len(candidates) == 0:
+                continue
             seen = bool(dataset.splits.document_seen[candidates[0]])
             with _RunFiles(runs, split) as files:
                 for start in range(0, len(rows), _BLOCK_QUERIES):

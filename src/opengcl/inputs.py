@@ -455,7 +455,9 @@ def _entry_name(form: PixelForm, records: Records, field: str) -> str:
 
 
 def _cores() -> int:
-    return min(8, len(os.sched_getaffinity(0)))
+    """Cores that this process may use, where the system tells (Linux), else all; up to eight."""
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(8, usable)
 
 
 def _chunks(rows: Rows, label: str, progress: bool) -> Iterator[tuple[int, Rows]]:
