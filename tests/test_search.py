@@ -41,3 +41,19 @@ def test_bad_input_is_refused() -> None:
         exact_top_k(np.ones((2, 3), np.float32), np.ones((2, 4), np.float32), 1)
     with pytest.raises(ValueError, match="at least 1"):
         exact_top_k(np.ones((2, 3), np.float32), np.ones((0, 3), np.float32), 1)
+
+
+@pytest.mark.parametrize("scale", [1, -1])
+def test_candidates_are_thinned_whichever_way_the_scores_lie(scale: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(opengcl.search, "BLOCK_ELEMENTS", 32 * 4)
+    rising = scale * np.arange(1000, dtype=np.float32)[:, None] // 3  # in threes, each block above the last or below
+    scores, rows = exact_top_k(np.ones((4, 1), np.float32), rising, 10, block_queries=4)
+    expected = np.argsort(-rising[:, 0], kind="stable")[:10]
+    np.testing.assert_array_equal(rows, np.tile(expected, (4, 1)))
+    np.testing.assert_array_equal(scores, np.tile(rising[expected, 0], (4, 1)))
+
+
+def test_a_query_whose_scores_are_not_numbers_is_refused() -> None:
+    queries = np.array([[1.0], [np.nan]], np.float32)
+    with pytest.raises(ValueError, match="query row 1 has fewer than 2 finite scores"):
+        exact_top_k(queries, np.ones((3, 1), np.float32), 2)

@@ -10,7 +10,11 @@ import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import median
+from typing import TypeVar
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -59,3 +63,18 @@ def in_turn(
             side()
             taken.append(time.perf_counter() - started)
     return times
+
+
+def resident(name: str) -> int:
+    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
+
+
+def extra_bytes(work: Callable[[], Result]) -> tuple[Result, int]:
+    """What some work returns, and the most memory that the process holds during it beside what it held before."""
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
+    before = resident("VmRSS")
+    result = work()
+    return result, resident("VmHWM") - before

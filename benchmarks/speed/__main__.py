@@ -17,12 +17,26 @@ import benchmarks.speed
 import torch
 from benchmarks.speed import Row
 
-PACKAGES = ("torch", "sentence-transformers", "transformers", "datasets", "pillow", "numpy")
+PACKAGES = (
+    "torch",
+    "sentence-transformers",
+    "transformers",
+    "datasets",
+    "pillow",
+    "numpy",
+    "pyarrow",
+    "pandas",
+    "faiss-cpu",
+    "pytrec_eval-terrier",
+)
+NO_SUBJECTS = ("__main__", "cost_model")
 
 
 def subjects() -> list[str]:
     """The modules of this package that measure something."""
-    return sorted(found.name for found in pkgutil.iter_modules(benchmarks.speed.__path__) if found.name != "__main__")
+    return sorted(
+        found.name for found in pkgutil.iter_modules(benchmarks.speed.__path__) if found.name not in NO_SUBJECTS
+    )
 
 
 def machine() -> dict[str, object]:

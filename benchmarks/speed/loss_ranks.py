@@ -21,7 +21,7 @@ from statistics import median
 
 import torch
 import torch.distributed as dist
-from benchmarks.speed import Row
+from benchmarks.speed import Row, resident
 from torch import nn
 
 from opengcl.distributed import rank, sizes_of_ranks, world_size
@@ -75,12 +75,6 @@ def steps_of_ranks(ranks: int, pairs: int, repeats: int) -> Steps:
         for name in ("seconds", "processor_seconds")
     )
     return Steps(seconds, processor, max(each["extra_bytes"] for each in found))
-
-
-def resident(name: str) -> int:
-    """Bytes of this process: ``VmRSS`` now, ``VmHWM`` at most."""
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{name}:"))
 
 
 def work(folder: Path, pairs: int, repeats: int) -> None:
