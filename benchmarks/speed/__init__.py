@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
@@ -54,15 +54,23 @@ def in_turn(
         repeats: How often each runs.
         before: What is done, untimed, before each run of ours.
     """
-    times: tuple[list[float], list[float]] = ([], [])
+    taken = all_in_turn({"ours": ours, "peer": peer}, repeats, before=before)
+    return taken["ours"], taken["peer"]
+
+
+def all_in_turn(
+    sides: Mapping[str, Callable[[], object]], repeats: int, *, before: Callable[[], object] = lambda: None
+) -> dict[str, list[float]]:
+    """Seconds of every side, one after the other, ``repeats`` times; ``before`` is done, untimed, before each round."""
+    taken: dict[str, list[float]] = {name: [] for name in sides}
     for _ in range(repeats):
         before()
-        for side, taken in zip((ours, peer), times, strict=True):
+        for name, side in sides.items():
             gc.collect()
             started = time.perf_counter()
             side()
-            taken.append(time.perf_counter() - started)
-    return times
+            taken[name].append(time.perf_counter() - started)
+    return taken
 
 
 def resident(name: str) -> int:

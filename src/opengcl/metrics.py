@@ -17,7 +17,8 @@ the rule and its alternatives.
 
 import math
 import re
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from typing import Literal
 
@@ -58,15 +59,7 @@ def ndcg(
     Raises:
         ValueError: for arrays that are not as the module describes, a k below 1 or an unknown gain.
     """
-    retrieved, judged = _checked(retrieved, judged)
-    best = _best(judged, _cutoff(k, judged.shape[1]))
-    found = retrieved[:, : _cutoff(k, retrieved.shape[1])]
-    if gain == "exponential":
-        top = _row_max(judged)[:, None]
-        found, best = _stop_probability(found, top), _stop_probability(best, top)
-    elif gain != "linear":
-        raise ValueError(f"gain is {gain!r}; allowed: 'linear', 'exponential'")
-    return _ratio(_discounted(found), _discounted(best))
+    return _ndcg(_Lists(retrieved, judged), k=k, gain=gain)
 
 
 def err(
@@ -97,20 +90,7 @@ def err(
     Raises: ValueError: for arrays that are not as the module describes, a k below 1, or a relevance above
     ``max_grade``.
     """
-    retrieved, judged = _checked(retrieved, judged)
-    top = _row_max(judged)
-    if max_grade is not None:
-        if top.size and not float(top.max()) <= max_grade:
-            raise ValueError(f"max_grade is {max_grade}, but a judged relevance is {float(top.max())}")
-        top = np.full_like(top, max_grade)
-    depth = _cutoff(k, retrieved.shape[1])
-    if depth == 0:
-        return np.zeros(len(retrieved))
-    stop = _stop_probability(retrieved[:, :depth], top[:, None])
-    reached = np.ones_like(stop)
-    np.cumprod(1.0 - stop[:, :-1], axis=1, out=reached[:, 1:])
-    stop *= reached
-    return _weighted_sum(stop, 1.0 / np.arange(1, depth + 1))
+    return _err(_Lists(retrieved, judged), k=k, max_grade=max_grade)
 
 
 def rbp(
@@ -138,12 +118,7 @@ def rbp(
     Raises:
         ValueError: for arrays that are not as the module describes, a p outside (0, 1) or a k below 1.
     """
-    if not 0.0 < p < 1.0:
-        raise ValueError(f"rbp: p is {p}; it must lie between 0 and 1, both excluded")
-    retrieved, judged = _checked(retrieved, judged)
-    depth = _cutoff(k, retrieved.shape[1])
-    total = _weighted_sum(retrieved[:, :depth], np.power(p, np.arange(depth)))
-    return (1.0 - p) * _ratio(total, _row_max(judged))
+    return _rbp(_Lists(retrieved, judged), p=p, k=k)
 
 
 def recall(
@@ -170,9 +145,7 @@ def recall(
     Raises:
         ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
     """
-    retrieved, judged = _checked(retrieved, judged)
-    found = _relevant(retrieved[:, : _cutoff(k, retrieved.shape[1])], threshold)
-    return _ratio(found.sum(axis=1), _relevant(judged, threshold).sum(axis=1))
+    return _recall(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
 def precision(
@@ -199,9 +172,7 @@ def precision(
     Raises:
         ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
     """
-    retrieved, _ = _checked(retrieved, judged)
-    found = _relevant(retrieved[:, : _cutoff(k, retrieved.shape[1])], threshold)
-    return np.asarray(found.sum(axis=1) / float(k))
+    return _precision(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
 def reciprocal_rank(
@@ -225,12 +196,7 @@ def reciprocal_rank(
     Raises:
         ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
     """
-    retrieved, _ = _checked(retrieved, judged)
-    depth = _cutoff(k, retrieved.shape[1])
-    found = _relevant(retrieved[:, :depth], threshold)
-    if depth == 0:
-        return np.zeros(len(retrieved))
-    return np.where(found.any(axis=1), 1.0 / (found.argmax(axis=1) + 1.0), 0.0)
+    return _reciprocal_rank(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
 def average_precision(
@@ -257,13 +223,7 @@ def average_precision(
     Raises:
         ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
     """
-    retrieved, judged = _checked(retrieved, judged)
-    depth = _cutoff(k, retrieved.shape[1])
-    found = _relevant(retrieved[:, :depth], threshold)
-    hits = np.cumsum(found, axis=1, dtype=np.float64)
-    hits *= found
-    total = _weighted_sum(hits, 1.0 / np.arange(1, depth + 1))
-    return _ratio(total, _relevant(judged, threshold).sum(axis=1))
+    return _average_precision(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
 def compute(
@@ -273,7 +233,7 @@ def compute(
     *,
     threshold: float = 0.0,
 ) -> dict[str, Float[np.ndarray, "queries"]]:
-    """Several metrics by name, in blocks of queries so that temporaries stay small.
+    """Several metrics by name, in blocks of queries so that temporaries stay small; cutoffs share their sums.
 
     Args: names: of the forms ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map,
     map@K. retrieved: relevance in rank order. judged: all judged relevances. threshold: relevant means above
@@ -291,9 +251,9 @@ def compute(
     rows = max(1, _BLOCK_CELLS // max(1, retrieved.shape[1], judged.shape[1]))
     for start in range(0, len(retrieved), rows):
         block = slice(start, start + rows)
-        found, known = _checked(retrieved[block], judged[block])
+        lists = _Lists(retrieved[block], judged[block])
         for name, measure in measures.items():
-            values[name][block] = measure(found, known)
+            values[name][block] = measure(lists)
     return values
 
 
@@ -310,22 +270,135 @@ def check_names(names: Sequence[str]) -> None:
         _parse(name, 0.0)
 
 
-_Measure = Callable[[np.ndarray, np.ndarray], np.ndarray]
+class _Lists:
+    """Some queries' lists as what was found in them: rank and relevance of each retrieved document above 0.
+
+    Every metric is a sum over these, down to its cutoff. So running sums are kept, which serve every cutoff, and all of
+    the list that found nothing is passed over once. A row's sums run in rank order and do not depend on other rows.
+    """
+
+    def __init__(self, retrieved: np.ndarray, judged: np.ndarray) -> None:
+        retrieved, self.judged = _checked(retrieved, judged)
+        row, column = np.divmod(np.flatnonzero(retrieved > 0.0), max(1, retrieved.shape[1]))
+        found = np.bincount(row, minlength=len(retrieved))
+        place = np.arange(len(row)) - np.repeat(np.cumsum(found) - found, found)
+        shape = len(retrieved), int(found.max(initial=0))
+        self.rank = np.full(shape, math.inf)  # ascending; a row's padding is never reached
+        self.relevance = np.zeros(shape)
+        self.rank[row, place], self.relevance[row, place] = column + 1, retrieved[row, column]
+        self.top = _row_max(self.judged)
+        self._kept: dict[Hashable, np.ndarray] = {}
+
+    def kept(self, key: Hashable, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What ``make`` gives, made once for each key."""
+        if key not in self._kept:
+            self._kept[key] = make()
+        return self._kept[key]
+
+    def total(self, key: Hashable, make: Callable[[], np.ndarray], k: int | None) -> np.ndarray:
+        """For each row the sum of ``make()``'s terms, one for each that was found, of the ranks down to k."""
+        sums = self.kept(key, lambda: _running(make()))
+        return sums[np.arange(len(sums)), self.found_by(k)]
+
+    def found_by(self, k: int | None) -> np.ndarray:
+        """How many were found down to rank k."""
+        if k is not None and k < 1:
+            raise ValueError(f"k is {k}; it must be at least 1")
+        return self.kept(("found by", k), lambda: (self.rank <= (k or sys.maxsize)).sum(axis=1))
+
+    def relevant(self, threshold: float) -> np.ndarray:
+        """Which of those found are relevant."""
+        return self.kept(("relevant", threshold), lambda: _relevant(self.relevance, threshold))
+
+    def all_relevant(self, threshold: float) -> np.ndarray:
+        """How many judged ones are relevant."""
+        return self.kept(("judged", threshold), lambda: _relevant(self.judged, threshold).sum(axis=1))
+
+
+def _ndcg(lists: _Lists, *, k: int, gain: Gain) -> np.ndarray:
+    if gain not in ("linear", "exponential"):
+        raise ValueError(f"gain is {gain!r}; allowed: 'linear', 'exponential'")
+    dcg = lists.total(("dcg", gain), lambda: _gains(lists.relevance, lists, gain) / np.log2(lists.rank + 1.0), k)
+    return _ratio(dcg, lists.kept(("ideal", gain), lambda: _ideal(lists, gain))[:, min(k, lists.judged.shape[1])])
+
+
+def _gains(relevance: np.ndarray, lists: _Lists, gain: Gain) -> np.ndarray:
+    return relevance if gain == "linear" else _stop_probability(relevance, lists.top[:, None])
+
+
+def _ideal(lists: _Lists, gain: Gain) -> np.ndarray:
+    """DCG of the judged documents in the best order, at each cutoff from 0."""
+    best = np.sort(lists.judged, axis=1)[:, ::-1]
+    return _running(_gains(best, lists, gain) / np.log2(np.arange(2.0, best.shape[1] + 2.0)))
+
+
+def _err(lists: _Lists, *, k: int | None, max_grade: float | None = None) -> np.ndarray:
+    top = lists.top
+    if max_grade is not None:
+        if top.size and not float(top.max()) <= max_grade:
+            raise ValueError(f"max_grade is {max_grade}, but a judged relevance is {float(top.max())}")
+        top = np.full_like(top, max_grade)
+
+    def terms() -> np.ndarray:
+        stop = _stop_probability(lists.relevance, top[:, None])
+        reached = np.ones_like(stop)
+        np.cumprod(1.0 - stop[:, :-1], axis=1, out=reached[:, 1:])
+        return stop * reached / lists.rank
+
+    return lists.total(("err", max_grade), terms, k)
+
+
+def _rbp(lists: _Lists, *, p: float, k: int | None = None) -> np.ndarray:
+    if not 0.0 < p < 1.0:
+        raise ValueError(f"rbp: p is {p}; it must lie between 0 and 1, both excluded")
+    total = lists.total(("rbp", p), lambda: lists.relevance * np.power(p, lists.rank - 1.0), k)
+    return (1.0 - p) * _ratio(total, lists.top)
+
+
+def _recall(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
+    return _ratio(_hits(lists, k, threshold), lists.all_relevant(threshold))
+
+
+def _precision(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
+    return np.asarray(_hits(lists, k, threshold) / float(k))
+
+
+def _hits(lists: _Lists, k: int, threshold: float) -> np.ndarray:
+    return lists.total(("hits", threshold), lambda: lists.relevant(threshold), k)
+
+
+def _reciprocal_rank(lists: _Lists, *, k: int | None, threshold: float) -> np.ndarray:
+    def first() -> np.ndarray:
+        relevant = lists.relevant(threshold)
+        return np.asarray(relevant & (np.cumsum(relevant, axis=1) == 1)) / lists.rank
+
+    return lists.total(("first", threshold), first, k)
+
+
+def _average_precision(lists: _Lists, *, k: int | None, threshold: float) -> np.ndarray:
+    def precisions() -> np.ndarray:
+        relevant = lists.relevant(threshold)
+        return np.cumsum(relevant, axis=1) * relevant / lists.rank
+
+    return _ratio(lists.total(("precisions", threshold), precisions, k), lists.all_relevant(threshold))
+
+
+_Measure = Callable[[_Lists], np.ndarray]
 
 
 def _parse(name: str, threshold: float) -> _Measure:
     """From "ndcg@10" to the function that computes it."""
     base, at, argument = name.partition("@")
     cut: dict[str, Callable[[int], _Measure]] = {
-        "ndcg": lambda k: partial(ndcg, k=k),
-        "ndcg_exp": lambda k: partial(ndcg, k=k, gain="exponential"),
-        "recall": lambda k: partial(recall, k=k, threshold=threshold),
-        "precision": lambda k: partial(precision, k=k, threshold=threshold),
+        "ndcg": lambda k: partial(_ndcg, k=k, gain="linear"),
+        "ndcg_exp": lambda k: partial(_ndcg, k=k, gain="exponential"),
+        "recall": lambda k: partial(_recall, k=k, threshold=threshold),
+        "precision": lambda k: partial(_precision, k=k, threshold=threshold),
     }
     uncut: dict[str, Callable[[int | None], _Measure]] = {
-        "err": lambda k: partial(err, k=k),
-        "mrr": lambda k: partial(reciprocal_rank, k=k, threshold=threshold),
-        "map": lambda k: partial(average_precision, k=k, threshold=threshold),
+        "err": lambda k: partial(_err, k=k),
+        "mrr": lambda k: partial(_reciprocal_rank, k=k, threshold=threshold),
+        "map": lambda k: partial(_average_precision, k=k, threshold=threshold),
     }
     if base in uncut and not at:
         return uncut[base](None)
@@ -333,7 +406,7 @@ def _parse(name: str, threshold: float) -> _Measure:
     if builder is not None and re.fullmatch("[1-9][0-9]*", argument):
         return builder(int(argument))
     if base == "rbp" and (p := _persistence(argument)) is not None:
-        return partial(rbp, p=p)
+        return partial(_rbp, p=p)
     raise ValueError(f"unknown metric {name!r}; valid forms: {_FORMS} (K a whole number from 1, P between 0 and 1)")
 
 
@@ -374,15 +447,6 @@ def _check_shapes(retrieved: np.ndarray, judged: np.ndarray) -> None:
         )
 
 
-def _cutoff(k: int | None, columns: int) -> int:
-    """How many of the columns count."""
-    if k is None:
-        return columns
-    if k < 1:
-        raise ValueError(f"k is {k}; it must be at least 1")
-    return min(k, columns)
-
-
 def _relevant(relevance: np.ndarray, threshold: float) -> np.ndarray:
     if not threshold >= 0.0:
         raise ValueError(f"threshold is {threshold}; it must be at least 0, or the padding would be relevant")
@@ -393,25 +457,16 @@ def _row_max(relevance: np.ndarray) -> np.ndarray:
     return np.asarray(relevance.max(axis=1, initial=0.0))
 
 
-def _best(judged: np.ndarray, k: int) -> np.ndarray:
-    """The k highest relevances of each row, highest first."""
-    columns = judged.shape[1]
-    top = judged if k == columns else np.partition(judged, columns - k, axis=1)[:, columns - k :]
-    return np.sort(top, axis=1)[:, ::-1]
-
-
 def _stop_probability(relevance: np.ndarray, top: np.ndarray) -> np.ndarray:
     """(2^relevance - 1) / 2^top without overflow or cancellation; relevance <= top."""
     return np.asarray(np.exp2(relevance - top) * -np.expm1(-math.log(2.0) * relevance))
 
 
-def _discounted(gains: np.ndarray) -> np.ndarray:
-    return _weighted_sum(gains, 1.0 / np.log2(np.arange(2, gains.shape[1] + 2)))
-
-
-def _weighted_sum(values: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Sum over ranks; a row's result does not depend on the rows beside it (a BLAS product's would)."""
-    return np.asarray(np.einsum("qr,r->q", values, weights))
+def _running(terms: np.ndarray) -> np.ndarray:
+    """Running sums of each row, with a 0 before them."""
+    sums = np.zeros((len(terms), terms.shape[1] + 1))
+    np.cumsum(terms, axis=1, out=sums[:, 1:])
+    return sums
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
