@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import math
@@ -17,7 +18,7 @@ import pyarrow.parquet as pq
 import sentence_transformers
 import torch
 import transformers
-from safetensors.torch import save_model
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
@@ -25,8 +26,10 @@ from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerCont
 from transformers.integrations import TensorBoardCallback
 
 import opengcl
+from opengcl import checkpoints, run_identity
 from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Relations, ShuffledBatches
-from opengcl.config import TrainConfig, load_config
+from opengcl.checkpoints import Checkpoints
+from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
@@ -37,18 +40,17 @@ from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
 from opengcl.report import write_report
+from opengcl.run_identity import TrainError
 from opengcl.weights import weight_function
+from opengcl.whole_files import put, put_text
 
 DEV_METRICS = ("ndcg@10", "recall@100")
 BEST = "eval_ndcg@10"
+ENDED = "metrics.json"
+"""Written last: a run folder that has it has ended."""
 _CHECKPOINTS = "checkpoints"
-_STATE = "trainer_state.json"
-_WEIGHTS = "model.safetensors"
+_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EIO)
 logger = logging.getLogger(__name__)
-
-
-class TrainError(ValueError):
-    """A run that cannot start, go on or end as asked."""
 
 
 def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = None, progress: bool = True) -> Path:
@@ -68,8 +70,9 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         The run folder.
 
     Raises:
-        TrainError: The folder holds a run and ``resume`` was not asked, or settings or data differ on resume, or the
-            loss stopped being finite.
+        TrainError: The folder holds a run and ``resume`` was not asked, or another process trains there, or settings or
+            data differ on resume, or the disk is full or read-only, or the loss stopped being finite.
+        CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
         ValueError: Settings that do not fit the data set or the model.
     """
     join_ranks(cpu=config.device == "cpu")
@@ -83,29 +86,46 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     for opened in (dataset, judged):
         _check_skipped(opened, config.max_unreadable)
     objective = build_objective(config, dataset)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_told_what_the_disk_said(out))
+        if rank() == 0:
+            _claim(out, config, dataset, judged, resume, held)
+        wait_for_ranks()
+        if not (out / ENDED).is_file():
+            _train(config, objective, dataset, judged, progress=progress)
+        if rank() == 0 and not (out / "report.html").is_file():
+            write_report(out, judged, baseline=baseline)
+        wait_for_ranks()
+    return out
+
+
+def _train(
+    config: TrainConfig,
+    objective: RankingObjective,
+    dataset: RankedDataset,
+    judged: RankedDataset,
+    *,
+    progress: bool,
+) -> None:
+    """From the last checkpoint, or the beginning, to the results."""
+    out, shown = Path(config.out), progress and rank() == 0
     inputs = _inputs(objective.model, dataset, config)
     judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
-    if rank() == 0:
-        _claim(out, config, dataset, judged, resume)
-    wait_for_ranks()
-    if (out / "metrics.json").is_file():
-        logger.warning("%s: this run has ended; nothing to resume", out)
-        return out
     with temporary_cache(out / "cache") as cache:
         _fill_caches(inputs, config, Path(cache) / "data", shown)
         if judged is not dataset:
             _fill_caches(judged_inputs, config, Path(cache) / "evaluation_data", shown)
-        trainer = _trainer(config, dataset, objective, inputs, (judged, judged_inputs), progress)
+        newest = _newest_checkpoint(out)
+        trainer = _trainer(config, dataset, objective, inputs, (judged, judged_inputs), newest, progress)
         started = time.perf_counter()
-        trainer.train(resume_from_checkpoint=_last_checkpoint(out) if resume else None)
+        folder = Checkpoints(out / _CHECKPOINTS).at(newest) if newest is not None else None
+        trainer.train(resume_from_checkpoint=str(folder) if folder else None)
+        trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
-        write_report(out, judged, baseline=baseline)
-    wait_for_ranks()
-    return out
 
 
 def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjective:
@@ -197,6 +217,7 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         super().__init__(model=objective, args=args, train_dataset=batches, eval_dataset=batches)
         self._objective, self._ranked, self._limit = objective, dataset, limit
         self._judged, self._inputs = judged
+        self._kept = Checkpoints(Path(args.output_dir))
         self.control: TrainerControl
 
     def get_train_dataloader(self) -> DataLoader[Batch]:
@@ -248,11 +269,55 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
 
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Any] | None = None) -> None:
-        """Weights as safetensors, shared tensors included, and nothing pickled beside them."""
-        folder = Path(output_dir or str(self.args.output_dir))
-        folder.mkdir(parents=True, exist_ok=True)
-        save_model(self._objective, str(folder / _WEIGHTS))
+    def take_best_weights(self) -> None:
+        """The weights of the best evaluation, where there were evaluations.
+
+        Raises:
+            CheckpointError: Its files are not what was written.
+        """
+        best = self.state.best_global_step
+        if best is not None:
+            self._kept.check(best)
+            checkpoints.load_weights(self._kept.at(best) / checkpoints.WEIGHTS, self._objective)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        """Instead of the Trainer's, which can be half written, has no hashes, and holds pickles."""
+        step = self.state.global_step
+        if rank() == 0:
+            self._kept.begin(step)
+        wait_for_ranks()
+        folder = self._kept.unfinished(step)
+        checkpoints.save_random_state(folder / checkpoints.random_file(rank()), self.args.device)
+        if rank() == 0:
+            checkpoints.save_weights(folder / checkpoints.WEIGHTS, self._objective)
+            scaler = self.accelerator.scaler
+            checkpoints.save_optimiser(folder / checkpoints.OPTIMISER, self.optimizer, self.lr_scheduler, scaler)
+            self.state.save_to_json(str(folder / checkpoints.STATE))
+        wait_for_ranks()
+        if rank() == 0:
+            self._kept.finish(step)
+            self._kept.prune()
+        wait_for_ranks()
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        checkpoints.load_weights(Path(resume_from_checkpoint) / checkpoints.WEIGHTS, self._objective)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is not None:
+            file = Path(checkpoint) / checkpoints.OPTIMISER
+            checkpoints.load_optimiser(file, self.optimizer, self.lr_scheduler, self.accelerator.scaler)
+
+    def _load_scaler(self, checkpoint: str | None) -> None:
+        """With the optimiser."""
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if checkpoint is None:
+            return
+        file = Path(checkpoint) / checkpoints.random_file(rank())
+        if file.is_file():
+            checkpoints.load_random_state(file, self.args.device)
+        else:
+            logger.warning("%s: missing, as fewer processes wrote the checkpoint; dropout here is drawn anew", file)
 
     def _not_finite(self, loss: float, rows: dict[str, Tensor]) -> TrainError:
         step = self.state.global_step + 1
@@ -288,14 +353,14 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
             self.training_bar.set_postfix(self.shown)
 
 
-class _LastStep(TrainerCallback):  # type: ignore[misc]
-    """Evaluates and saves at the last step too, wherever the intervals fall."""
+class _Intervals(TrainerCallback):  # type: ignore[misc]
+    """Evaluates and saves at the last step too; logs wherever it saves, as the loss since then is in no checkpoint."""
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         if state.global_step >= state.max_steps:
             control.should_save = True
             control.should_evaluate = args.eval_strategy != "no"
-            control.should_log = True
+        control.should_log |= control.should_save
 
 
 def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
@@ -332,42 +397,51 @@ def _check_skipped(dataset: RankedDataset, limit: float) -> None:
                 )
 
 
-def _claim(out: Path, config: TrainConfig, dataset: RankedDataset, judged: RankedDataset, resume: bool) -> None:
-    """Mark the run folder as this run's, or check that it is."""
-    written, identity = out / "config.yaml", out / "data.json"
-    data = {"name": dataset.schema.name, "fingerprint": dataset.fingerprint}
-    if judged is not dataset:
-        data["evaluation_fingerprint"] = judged.fingerprint
+def _claim(
+    out: Path,
+    config: TrainConfig,
+    dataset: RankedDataset,
+    judged: RankedDataset,
+    resume: bool,
+    held: contextlib.ExitStack,
+) -> None:
+    """The run folder is this run's, and no other process's until ``held`` is closed."""
+    data = {"data": dataset} if judged is dataset else {"data": dataset, "evaluation_data": judged}
     if resume:
-        if not written.is_file():
-            raise TrainError(f"{out} holds no run to resume (config.yaml is missing)")
-        _check_same(out, load_config(written, {}), config)
-        found = json.loads(identity.read_text(encoding="utf-8"))
-        if found != data:
-            raise TrainError(f"{out}: the data set has changed since this run began ({found} then, {data} now)")
+        run_identity.check(out, config, data)
+        if (out / ENDED).is_file():
+            logger.warning("%s: this run has ended; nothing to resume", out)
+            return
+    held.enter_context(run_identity.alone_in(out))
+    if not resume:
+        run_identity.begin(out, config, data)
         return
-    if out.exists() and any(out.iterdir()):
-        raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
-    out.mkdir(parents=True, exist_ok=True)
-    identity.write_text(json.dumps(data) + "\n", encoding="utf-8")
-    config.write(written)
+    run_identity.tidy(out)
+    kept = Checkpoints(out / _CHECKPOINTS)
+    kept.clear()
+    newest = _newest_checkpoint(out)
+    if newest is not None:
+        kept.check(newest)
 
 
-def _check_same(out: Path, before: TrainConfig, now: TrainConfig) -> None:
-    free = {"out", "device", "workers", "image_cache_gb", "max_unreadable"}  # where and how fast, not what
-    differing = [
-        f"{name} was {getattr(before, name)!r}, now {getattr(now, name)!r}"
-        for name in vars(before)
-        if name not in free and getattr(before, name) != getattr(now, name)
-    ]
-    if differing:
-        raise TrainError(f"{out}: cannot resume with other settings: {'; '.join(differing)}")
+@contextlib.contextmanager
+def _told_what_the_disk_said(out: Path) -> Iterator[None]:
+    """A full or read-only disk is told with what is kept and what to do."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _DISK:
+            raise
+        kept = Checkpoints(out / _CHECKPOINTS)
+        with contextlib.suppress(OSError):
+            kept.clear()
+        there = f"{kept.at(kept.steps()[-1]).name} is whole" if kept.steps() else "there is no checkpoint yet"
+        raise TrainError(f"{out}: cannot be written: {error}; {there}. Make room or writable, and resume") from error
 
 
-def _last_checkpoint(out: Path) -> str | None:
-    """The newest whole checkpoint: the Trainer writes its state last."""
-    whole = [file.parent for file in out.glob(f"{_CHECKPOINTS}/checkpoint-*/{_STATE}")]
-    return str(max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]))) if whole else None
+def _newest_checkpoint(out: Path) -> int | None:
+    steps = Checkpoints(out / _CHECKPOINTS).steps()
+    return steps[-1] if steps else None
 
 
 def _fill_caches(pair: tuple[Inputs, Inputs], config: TrainConfig, cache: Path, progress: bool) -> None:
@@ -385,6 +459,7 @@ def _trainer(
     objective: RankingObjective,
     inputs: tuple[Inputs, Inputs],
     judged: tuple[RankedDataset, tuple[Inputs, Inputs]],
+    resumed: int | None,
     progress: bool,
 ) -> RankingTrainer:
     batches = make_batches(config, dataset, _usable_pairs(dataset, inputs))
@@ -395,13 +470,15 @@ def _trainer(
     trainer = RankingTrainer(objective, _arguments(config, steps), dataset, fed, judged, limit)
     trainer.remove_callback(ProgressCallback)
     trainer.remove_callback(transformers.PrinterCallback)
-    trainer.add_callback(_LastStep())
+    trainer.add_callback(_Intervals())
     if progress:
         trainer.add_callback(_Bar())
     if rank() == 0:
         from torch.utils.tensorboard import SummaryWriter
 
-        trainer.add_callback(TensorBoardCallback(SummaryWriter(str(Path(config.out) / "tensorboard"))))
+        folder, lost_from = Path(config.out) / "tensorboard", (resumed or 0) + 1
+        writer = SummaryWriter(str(folder), purge_step=lost_from if folder.exists() else None)
+        trainer.add_callback(TensorBoardCallback(writer))
     return trainer
 
 
@@ -445,8 +522,6 @@ def _arguments(config: TrainConfig, steps: int) -> TrainingArguments:
         eval_steps=interval,
         save_strategy="steps",
         save_steps=interval,
-        save_total_limit=2,
-        load_best_model_at_end=evaluated,
         metric_for_best_model=BEST if evaluated else None,
         greater_is_better=True if evaluated else None,
         logging_steps=max(1, steps // 200),
@@ -492,10 +567,14 @@ def _write_results(
     shutil.rmtree(partial, ignore_errors=True)
     model.save(partial)
     shutil.rmtree(out / "model", ignore_errors=True)
-    partial.rename(out / "model")
-    (out / "history.json").write_text(json.dumps(history, indent=1) + "\n", encoding="utf-8")
-    pq.write_table(evaluation.results, out / "results.parquet")
-    evaluation.write(out / "metrics.json", per_query=out / "per_query.parquet", provenance=model.provenance)
+    put(partial, out / "model")
+    put_text(out / "history.json", json.dumps(history, indent=1) + "\n")
+    listed, per_query, metrics = (out / f".{name}.partial" for name in ("results.parquet", "per_query.parquet", ENDED))
+    pq.write_table(evaluation.results, listed)
+    evaluation.write(metrics, per_query=per_query, provenance=model.provenance)
+    put(listed, out / "results.parquet")
+    put(per_query, out / "per_query.parquet")
     with contextlib.suppress(OSError):
         (out / "cache").rmdir()
+    put(metrics, out / ENDED)
     logger.info("%s: evaluated on %s", out, dataset.schema.name)
