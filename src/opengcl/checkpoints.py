@@ -157,7 +157,10 @@ def load_optimiser(file: Path, optimiser: Any, schedule: Any, scaler: Any | None
     for key, value in tensors.items():
         row, _, name = key.partition(".")
         state.setdefault(int(row), {})[name] = value
-    optimiser.load_state_dict({"state": state, "param_groups": plain["groups"]})
+    groups = [
+        {name: tuple(value) if name == "betas" else value for name, value in group.items()} for group in plain["groups"]
+    ]
+    optimiser.load_state_dict({"state": state, "param_groups": groups})
     schedule.load_state_dict(plain["schedule"])
     if scaler is not None and plain["scaler"] is not None:
         scaler.load_state_dict(plain["scaler"])
