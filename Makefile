@@ -42,8 +42,8 @@ check: $(READY)  ## lint, docstring lint (ruff's D rules), format, types
 docs: $(READY)  ## build the documentation into site/; a broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-bench: $(READY)  ## time what benchmarks/ times, on one thread
-	set -e; for file in benchmarks/*_speed.py; do echo "$$file"; OMP_NUM_THREADS=1 $(BIN)/python "$$file"; done
+bench: $(READY)  ## time the parts beside named peers; about an hour on two cores
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.speed
 
 clean:  ## remove what the targets made, .venv included
 	rm -rf $(VENV) site build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

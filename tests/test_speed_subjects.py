@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
-from benchmarks.speed import Row, extra_bytes, search
+from benchmarks.speed import Row, extra_bytes, metrics, opening, search
 
 
 def test_searches_find_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +31,26 @@ def test_memory_is_what_the_work_takes() -> None:
 
 def test_the_ratio_is_of_the_medians() -> None:
     assert Row("", [1.0, 2.0, 9.0], [4.0, 4.0, 100.0], "").ratio == 2.0
+
+
+def test_metrics_are_the_numbers_of_the_script(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, size in (("QUERIES", 12), ("FILE_QUERIES", 6), ("DOCUMENTS", 3_000)):
+        monkeypatch.setattr(metrics, name, size)
+    rows = list(metrics.measure(1))
+    assert [row.name.partition(", ")[2] for row in rows] == ["arrays", "ids in memory", "Parquet files"]
+    with pytest.raises(ValueError, match=r"ndcg@1 is 0\.50000000 here and 0\.40000000 there"):
+        metrics.agree({"ndcg@1": 0.5}, {"ndcg@1": 0.4})
+
+
+def test_opening_and_first_batch_of_a_small_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, size in (("DOCUMENTS", 900), ("QUERIES", 50), ("PAIRS", 500), ("BLOCK", 200), ("BATCH", 64)):
+        monkeypatch.setattr(opening, name, size)
+    with monkeypatch.context() as here:
+        here.setattr(opening, "in_own_process", opening.work)
+        opened, batch = opening.measure(1)
+    assert opened.about["pairs"] == batch.about["pairs"] == 500
+    assert opened.ours[0] < batch.ours[0]
+    opening.write(tmp_path)
+    alone = opening.in_own_process(tmp_path, "pandas")
+    assert alone["seconds"] > 0
+    assert alone["extra_bytes"] > 0

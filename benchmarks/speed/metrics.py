@@ -1,4 +1,4 @@
-"""Metrics of 20,000 queries with 1,000 results each, against what Marqo's GCL script calls for them.
+"""Metrics of 20,000 queries with 1,000 results each (from files 5,000), against what Marqo's GCL script calls for them.
 
 That script hands dictionaries to BEIR's ``EvaluateRetrieval`` (which is trec_eval by ``pytrec_eval``, summed in Python,
 and loops for MRR) and to loops of its own for ERR and RBP. Neither package is among the dependencies, so what they do
@@ -27,7 +27,7 @@ from opengcl.ranking_blocks import blocks
 from opengcl.ranking_files import read_qrels, read_run
 from opengcl.run_metrics import metrics_of_files, run_metrics
 
-QUERIES, DEPTH, JUDGED, DOCUMENTS = 20_000, 1000, 100, 500_000
+QUERIES, FILE_QUERIES, DEPTH, JUDGED, DOCUMENTS = 20_000, 5_000, 1000, 100, 500_000
 CUTS = (1, 2, 3, 4, 5, 6, 8, 10, 12, 20, 30, 40, 50, 60, 70, 80, 90, 100, 200, 500, 1000)
 PERSISTENCES = (0.7, 0.8, 0.9)
 TREC = {"ndcg": "ndcg_cut", "map": "map_cut", "recall": "recall", "precision": "P"}  # our name -> trec_eval's
@@ -43,7 +43,7 @@ def measure(repeats: int) -> Iterator[Row]:
     """Yield arrays, ids in memory and files against the same numbers from dictionaries."""
     about: dict[str, object] = {"queries": QUERIES, "depth": DEPTH, "judged": JUDGED, "numbers": len(NAMES)}
     with tempfile.TemporaryDirectory(prefix="opengcl-speed-") as folder:
-        files = write_files(Path(folder))
+        files = write_files(Path(folder), QUERIES)
         qrels, run = read_qrels(files[0]), read_run(files[1])
         found = list(blocks(qrels, run))
         retrieved, judged = (
@@ -62,21 +62,23 @@ def measure(repeats: int) -> Iterator[Row]:
         for name in ("arrays", "ids in memory"):
             yield Row(f"{len(NAMES)} metrics, {name}", taken[name], taken[PEER], PEER, 50.0, about)
         del given, retrieved, judged, found
+        files = write_files(Path(folder), FILE_QUERIES)
         ours, peer = in_turn(
             lambda: metrics_of_files(*files, NAMES), lambda: script_means(*dictionaries(*files)), repeats
         )
+        about = {**about, "queries": FILE_QUERIES}
         yield Row(f"{len(NAMES)} metrics, Parquet files", ours, peer, PEER, 50.0, about)
 
 
-def write_files(folder: Path) -> tuple[Path, Path]:
+def write_files(folder: Path, queries: int) -> tuple[Path, Path]:
     """Judgments 100 to 1 of 100 neighbouring documents, and a run that finds half of them among their neighbours."""
     generator = np.random.default_rng(0)
-    first = generator.integers(0, DOCUMENTS - DEPTH, QUERIES)[:, None]
-    found = first + np.argsort(generator.random((QUERIES, DEPTH)), axis=1) + JUDGED // 2
+    first = generator.integers(0, DOCUMENTS - DEPTH, queries)[:, None]
+    found = first + np.argsort(generator.random((queries, DEPTH)), axis=1) + JUDGED // 2
     paths = folder / "qrels.parquet", folder / "run.parquet"
-    grades = np.tile(np.arange(JUDGED, 0, -1), QUERIES)
+    grades = np.tile(np.arange(JUDGED, 0, -1), queries)
     _write(paths[0], first + np.arange(JUDGED), grades)
-    _write(paths[1], found, np.tile(np.linspace(1, 0, DEPTH, dtype=np.float32), QUERIES))
+    _write(paths[1], found, np.tile(np.linspace(1, 0, DEPTH, dtype=np.float32), queries))
     return paths
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 
-# Scores of a block: 4 MiB in float32. Its documents: enough for a fast product, few enough to be copied from a file.
-BLOCK_ELEMENTS, BLOCK_DOCUMENTS = 1 << 20, 1 << 14
+# Scores of a block: 8 MiB in float32. Its documents: enough for a fast product, few enough to be copied from a file.
+BLOCK_ELEMENTS, BLOCK_DOCUMENTS = 1 << 21, 1 << 14
 
 
 def exact_top_k(
