@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 
 import numpy as np
 import pytest
-from benchmarks.speed import Row, extra_bytes, metrics, opening, search
+import torch
+from benchmarks.speed import Row, extra_bytes, metrics, opening, search, steps
 
 
 def test_searches_find_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,3 +56,20 @@ def test_opening_and_first_batch_of_a_small_data_set(monkeypatch: pytest.MonkeyP
     alone = opening.in_own_process(tmp_path, "pandas")
     assert alone["seconds"] > 0
     assert alone["extra_bytes"] > 0
+
+
+def test_trainer_and_bare_loop_take_the_same_steps(tmp_path: Path) -> None:
+    training = steps.Training(steps.Size("tiny", 32, 60, 64, 3, 0.9), tmp_path)
+    before = copy.deepcopy(training.objective.state_dict())
+    assert training.trainer_seconds() > 0
+    after = copy.deepcopy(training.objective.state_dict())
+    training.objective.load_state_dict(before)
+    assert training.loop_seconds() > 0
+    for name, value in training.objective.state_dict().items():
+        if "k_proj.bias" in name:
+            continue  # a softmax does not see it: its gradient is rounding, which AdamW blows up
+        torch.testing.assert_close(
+            value, after[name], rtol=1e-4, atol=1e-6, msg=lambda told, name=name: f"{name}: {told}"
+        )
+        if value.is_floating_point() and value.ndim > 1:
+            assert not torch.equal(value, before[name]), name
