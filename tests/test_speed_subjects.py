@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from benchmarks.speed import Row, extra_bytes, metrics, opening, search, steps
+from benchmarks.speed import Row, extra_bytes, metrics, opening, options, search, steps
 
 
 def test_searches_find_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -73,3 +73,18 @@ def test_trainer_and_bare_loop_take_the_same_steps(tmp_path: Path) -> None:
         )
         if value.is_floating_point() and value.ndim > 1:
             assert not torch.equal(value, before[name]), name
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # of what torch.compile imports
+def test_options_change_how_a_step_is_made_and_not_what_it_sees(tmp_path: Path) -> None:
+    training = steps.Training(steps.Size("tiny", 32, 60, 64, 1, 0.9), tmp_path)
+    batch = training.made[0]
+    turned = options.with_channels_last(batch)
+    (before,), (after,) = (made["documents"]["image"]["chunks"] for made in (batch, turned))
+    assert after["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    assert not before["pixel_values"].is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(training.objective(**turned), training.objective(**batch))
+    made = {name: run for name, run in options.sides(training).items() if name != "torch.compile"}
+    assert list(made) == ["off", "bf16", "channels_last"]
+    rows = list(options._rows("a step", made, 1, 1)) + list(options._rows("AdamW", options.optimisers(training), 1, 1))
+    assert [row.name for row in rows] == ["a step, bf16", "a step, channels_last", "AdamW, fused"]
