@@ -64,6 +64,7 @@ def measure(repeats: int) -> Iterator[Row]:
                 "pairs": size.batch_size,
                 "parameters": sum(p.numel() for p in training.objective.parameters()),
                 "image_size": size.image_size,
+                **encoded(training.made[UNCOUNTED:]),
             }
             yield Row(
                 f"{size.steps} optimiser steps, {size.name}", taken["ours"], taken["loop"], "bare loop", size.aim, about
@@ -165,6 +166,21 @@ def adamw(objective: RankingObjective, config: TrainConfig, *, fused: bool | Non
 def without_rows(batch: Batch) -> dict[str, Any]:
     """What the module is called with."""
     return {name: part for name, part in batch.items() if name != "rows"}
+
+
+def encoded(batches: list[dict[str, Any]]) -> dict[str, float]:
+    """Pictures, texts, and tokens with their padding, that go through the encoder in a step."""
+    chunks = [
+        chunk
+        for batch in batches
+        for side in ("queries", "documents")
+        for field in batch[side].values()
+        for chunk in field["chunks"]
+    ]
+    pictures = sum(len(chunk["pixel_values"]) for chunk in chunks if "pixel_values" in chunk)
+    texts = [chunk["input_ids"] for chunk in chunks if "input_ids" in chunk]
+    sums = {"pictures": pictures, "texts": sum(map(len, texts)), "tokens": sum(ids.numel() for ids in texts)}
+    return {name: total / len(batches) for name, total in sums.items()}
 
 
 def vit_b32(dataset: RankedDataset, folder: Path) -> Path:
