@@ -101,6 +101,7 @@ def go_on(config: TrainConfig, strike: Strike | None = None) -> None:
     """Begins a run or resumes it, as a loop around the command would."""
     if strike is not None:
         strike.arm(Path(config.out))
+    multiprocessing.set_start_method("fork", force=True)  # for the workers, as outside this process
     train(config, resume=(Path(config.out) / "config.yaml").is_file(), progress=False)
 
 

@@ -16,6 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Protocol, TypedDict
 
@@ -297,18 +298,15 @@ class _CachedText:
         if int(probe["attention_mask"].sum(1).max()) < probe["attention_mask"].shape[1]:
             return None  # padded beyond the longest row, as the model was trained (SigLIP): nothing to cut
         rest = {key: value for key, value in probe.items() if key not in padded}
-        files = {key: (folder / f"{key}.bin").open("wb") for key in padded}
         lengths = np.zeros(len(rows), dtype=np.int64)
-        try:
+        with ExitStack() as opened:  # closes all, also where a full disk makes closing one an error
+            files = {key: opened.enter_context((folder / f"{key}.bin").open("wb")) for key in padded}
             for start, chunk in _chunks(rows, f"tokenising {field}", progress):
                 features = preprocess(encoder, records, field, chunk)
                 mask = features["attention_mask"].bool()
                 lengths[start : start + len(chunk)] = mask.sum(1).numpy()
                 for key in padded:
                     files[key].write(features[key][mask].to(torch.int32).numpy().tobytes())
-        finally:
-            for file in files.values():
-                file.close()
         flat = {key: np.memmap(folder / f"{key}.bin", dtype=np.int32, mode="r") for key in padded}
         place = np.full(len(records), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))

@@ -22,6 +22,7 @@ from opengcl.distributed import world_size
 from opengcl.whole_files import put_text
 
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
+_BEGINNING = (LOCK, DATA, f".{DATA}.partial", f".{CONFIG}.partial")
 FREE = ("out", "device", "workers", "image_cache_gb", "max_unreadable")
 """Settings that may change on resume: where and how fast, not what."""
 
@@ -62,7 +63,7 @@ def begin(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
         TrainError: It holds something else.
     """
     # config.yaml is written last: without it, the rest is what a kill left of a beginning.
-    if (out / CONFIG).exists() or any(file.name not in (LOCK, DATA, f".{DATA}.partial") for file in _files(out)):
+    if (out / CONFIG).exists() or any(file.name not in _BEGINNING for file in out.iterdir()):
         raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
     put_text(out / DATA, json.dumps({"data": _described(data), "begun": _surroundings()}, indent=1) + "\n")
     put_text(out / CONFIG, config.to_yaml())
@@ -89,10 +90,6 @@ def tidy(out: Path) -> None:
     """Removes what a killed process leaves: features of texts, and a model that was not written to its end."""
     for name in ("cache", "model.partial"):
         shutil.rmtree(out / name, ignore_errors=True)
-
-
-def _files(out: Path) -> list[Path]:
-    return list(out.iterdir()) if out.exists() else []
 
 
 def _check_settings(out: Path, before: TrainConfig, now: TrainConfig) -> None:
