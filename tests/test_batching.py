@@ -14,11 +14,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opengcl.serve import ServeError, Settings
-from opengcl.serve.batching import Batch, Batcher, ClosedError, QueueFullError
+from opengcl.serve import ServeError, Settings, served
+from opengcl.serve.batching import HELD, Batch, Batcher, ClosedError, QueueFullError
 from opengcl.serve.cache import LeastRecentlyUsed
 from opengcl.serve.counts import Counts
 from opengcl.serve.keys import ApiKeys, key_of
+from opengcl.serve.served import Threads
 
 
 class Worker:
@@ -348,3 +349,48 @@ def test_counts_are_of_the_last_moment() -> None:
     assert counts(asked, lambda: 1) == 1
     time.sleep(0.06)
     assert counts(asked, lambda: 2) == 2
+
+
+def test_a_batch_is_held_while_more_results_are_of_no_use() -> None:
+    worker = Worker()
+    held = threading.Event()
+    held.set()
+    batcher = make(worker, max_batch=3, hold=held.is_set)
+
+    async def ask() -> list[list[int]]:
+        first = asyncio.ensure_future(batcher([1]))
+        await asyncio.sleep(HELD / 4)
+        second = asyncio.ensure_future(batcher([2]))
+        await asyncio.sleep(HELD / 4)
+        assert not worker.batches
+        held.clear()
+        return list(await asyncio.gather(first, second))
+
+    assert asyncio.run(ask()) == [[2], [4]]
+    assert worker.batches == [[1, 2]]
+    held.set()
+    started = time.monotonic()
+    assert asyncio.run(batcher([5, 6, 7])) == [10, 12, 14]  # a full one is not
+    assert time.monotonic() - started < HELD
+    assert asyncio.run(batcher([8])) == [16]  # nor any for long
+    assert HELD <= time.monotonic() - started < 5
+    batcher.close()
+
+
+def test_threads_are_busy_when_others_have_enough_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(served, "usable_cores", lambda: 2)
+    threads, go = Threads(3), threading.Event()
+
+    async def ask() -> list[bool]:
+        seen = []
+        tasks = []
+        for _ in range(4):
+            tasks.append(asyncio.ensure_future(threads.search(lambda: go.wait(10))))
+            await asyncio.sleep(0)
+            seen.append(threads.busy)
+        go.set()
+        assert all(await asyncio.gather(*tasks))
+        return [*seen, threads.busy]
+
+    assert asyncio.run(ask()) == [False, False, False, True, False]
+    threads.close()

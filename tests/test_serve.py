@@ -29,6 +29,7 @@ from opengcl.serve import Settings
 from opengcl.serve.keys import ApiKeys
 from opengcl.serve.observe import access_log
 from opengcl.serve.run import is_local
+from opengcl.serve.settings import usable_cores
 from tests.builders import picture
 from tests.serving import FIELDS, Running, Shop, build, make_run, make_shop, running, vectors_of
 
@@ -560,7 +561,8 @@ def test_every_setting_is_in_the_table_with_its_default() -> None:
     page = (Path(__file__).resolve().parents[1] / "docs/serve.md").read_text(encoding="utf-8")
     told = dict(re.findall(r"^\| `(\w+)` \| ([^|]+) \|", page[page.index("## Settings") :], re.MULTILINE))
     actual = {field.name: json.dumps(getattr(Settings(), field.name)) for field in dataclasses.fields(Settings)}
-    assert told == actual
+    assert told == actual | {"search_threads": "cores + 1"}
+    assert Settings().search_threads == usable_cores() + 1
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,10 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+HELD = 0.1
+"""Seconds that a batch is held at most."""
+
+_LOOK = 0.005  # seconds after which it is asked again whether to hold
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -54,13 +58,15 @@ class Batcher(Generic[Item, Result]):
     Bulk work is taken only while no query waits, so that an upload delays a search by one batch at most.
 
     A batch waits for as many as the one before it had: who asks alone is answered at once, and of many who ask again as
-    soon as they are answered, none is left behind for a batch of its own.
+    soon as they are answered, none is left behind for a batch of its own. It waits longer, up to `HELD` seconds, while
+    ``hold`` says that more results are of no use yet: a larger batch takes less time for each.
 
     Args:
         work: Items -> their results, in order.
         max_batch: Items at a time.
         max_wait: Seconds that the first of a batch waits for others at most.
         max_waiting: Items that may wait, for queries and for bulk each.
+        hold: Whether more results are of no use yet.
         done: Called with every batch, in the thread.
     """
 
@@ -71,9 +77,10 @@ class Batcher(Generic[Item, Result]):
         max_batch: int,
         max_wait: float,
         max_waiting: int,
+        hold: Callable[[], bool] = lambda: False,
         done: Callable[[Batch[Item]], None] = lambda _: None,
     ) -> None:
-        self._work, self._done = work, done
+        self._work, self._hold, self._done = work, hold, done
         self._max_batch, self._max_wait, self._max_waiting = max_batch, max_wait, max_waiting
         self._queries: deque[_Waiting[Item, Result]] = deque()
         self._bulk: deque[_Waiting[Item, Result]] = deque()
@@ -146,9 +153,13 @@ class Batcher(Generic[Item, Result]):
             return [queue.popleft() for _ in range(min(len(queue), self._max_batch))]
 
     def _wait_for_others(self, queue: deque[_Waiting[Item, Result]]) -> None:
-        until = queue[0].since + self._max_wait
-        while len(queue) < self._expected and not self._closed and (left := until - time.monotonic()) > 0:
+        since = queue[0].since
+        while (
+            len(queue) < self._expected and not self._closed and (left := since + self._max_wait - time.monotonic()) > 0
+        ):
             self._changed.wait(left)
+        while len(queue) < self._max_batch and not self._closed and time.monotonic() < since + HELD and self._hold():
+            self._changed.wait(_LOOK)
 
     def _finish(self, entries: list[_Waiting[Item, Result]]) -> None:
         try:

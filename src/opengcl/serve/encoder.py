@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -40,6 +40,7 @@ class Encoder:
         pictures: Where pictures are decoded.
         settings: Sizes of batch, queue and cache.
         metrics: What is counted.
+        hold: Whether the next batch may wait for more, as in `Batcher`.
     """
 
     def __init__(
@@ -50,6 +51,7 @@ class Encoder:
         pictures: PictureThreads,
         settings: Settings,
         metrics: Metrics,
+        hold: Callable[[], bool],
     ) -> None:
         self.model = model.eval()
         self.reads = [kind for kind in ("text", "image") if model.encoder.supports(kind)]
@@ -61,6 +63,7 @@ class Encoder:
             max_batch=settings.max_batch,
             max_wait=settings.max_wait_ms / 1000,
             max_waiting=settings.max_waiting,
+            hold=hold,
             done=self._count,
         )
         metrics.waiting.labels(name).set_function(lambda: self._batcher.waiting)

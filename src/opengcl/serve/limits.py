@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from opengcl.serve.errors import ApiError
 from opengcl.serve.metrics import Metrics
@@ -15,6 +16,9 @@ from opengcl.serve.settings import Settings
 
 UNLIMITED = ("/healthz", "/readyz", "/metrics")
 """Answered however busy the server is, so that whoever watches it sees that it is busy and not dead."""
+
+LARGEST_HEAD = 1 << 16
+"""Bytes of a request's head; and of what stands between two pieces of a body, and after the last."""
 
 _UPLOAD = ("POST", "/documents")
 _AGAIN = 1.0  # seconds after which a refused client may try again
@@ -55,22 +59,22 @@ class Limits:
     async def _answer(self, scope: Scope, receive: Receive, reply: _Reply) -> None:
         upload = (scope["method"], scope["path"]) == _UPLOAD
         settings = self._settings
-        body = _Body(scope, receive, settings.max_upload_bytes if upload else settings.max_query_bytes, self)
-        seconds = settings.upload_seconds if upload else settings.request_seconds
-        work = asyncio.ensure_future(self._app(scope, body.receive, reply.send))
         # A search that nobody waits for is dropped; a write is finished.
-        gone = asyncio.ensure_future(asyncio.Event().wait() if upload else body.gone.wait())
+        drop = None if upload else asyncio.current_task()
+        body = _Body(scope, receive, settings.max_upload_bytes if upload else settings.max_query_bytes, self, drop)
+        seconds = settings.upload_seconds if upload else settings.request_seconds
         try:
-            done, _ = await asyncio.wait({work, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
-            if work in done:
-                work.result()
-            elif not done:
-                raise ApiError(503, f"the request took over {seconds:g} s, the limit", retry_after=_AGAIN)
+            async with asyncio.timeout(seconds) as limit:
+                await self._app(scope, body.receive, reply.send)
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise ApiError(503, f"the request took over {seconds:g} s, the limit", retry_after=_AGAIN) from None
+        except asyncio.CancelledError:
+            if drop is None or not body.gone.is_set() or drop.uncancel():
+                raise
         finally:
             body.close()
-            for task in (work, gone):
-                task.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
 
     @contextmanager
     def _place(self) -> Iterator[None]:
@@ -125,10 +129,12 @@ class _Reply:
 
 
 class _Body:
-    """A request's body as it comes: counted, timed, and watched for the client's going away."""
+    """A request's body as it comes: counted, timed, and watched for the client's going away, which cancels a task."""
 
-    def __init__(self, scope: Scope, receive: Receive, limit: int, limits: Limits) -> None:
-        self._receive, self._limit, self._limits = receive, limit, limits
+    def __init__(
+        self, scope: Scope, receive: Receive, limit: int, limits: Limits, drop: asyncio.Task[Any] | None
+    ) -> None:
+        self._receive, self._limit, self._limits, self._drop = receive, limit, limits, drop
         headers = dict(scope["headers"])
         self._announced = int(headers.get(b"content-length", b"0"))
         self._deadline = asyncio.get_running_loop().time() + limits.body_seconds
@@ -154,7 +160,8 @@ class _Body:
             return {"type": "http.disconnect"}
         message = await self._next()
         if message["type"] == "http.disconnect":
-            self.gone.set()
+            self._go()
+            await asyncio.sleep(0)  # where the task is cancelled, it ends here
             return message
         size = len(message.get("body", b""))
         if self._taken + size > self._limit:
@@ -186,20 +193,27 @@ class _Body:
     async def _until_gone(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
             pass
+        self._go()
+
+    def _go(self) -> None:
         self.gone.set()
+        if self._drop is not None:
+            self._drop.cancel()
 
     def _too_large(self) -> ApiError:
         return ApiError(413, f"the body is over {self._limit:,} bytes, the limit")
 
 
-class PatientProtocol(H11Protocol):
-    """uvicorn's HTTP/1.1, except that a connection without a whole request is cut after a while.
+class PatientProtocol(HttpToolsProtocol):
+    """uvicorn's HTTP/1.1, except that a connection without a whole request is cut after a while, or too many bytes.
 
-    uvicorn has a time limit between requests, but none for a header that comes a byte at a time.
+    uvicorn has a time limit between requests, but none for a header that comes a byte at a time; and its parser takes a
+    head of any size.
     """
 
     seconds = 15.0
     _cut: asyncio.TimerHandle | None = None
+    _pending = 0  # bytes since something whole was there
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Starts the clock."""
@@ -211,6 +225,28 @@ class PatientProtocol(H11Protocol):
         super().connection_lost(exc)
         if self._cut is not None:
             self._cut.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """Ends a connection whose head is too large."""
+        self._pending += len(data)
+        super().data_received(data)
+        if self._pending > LARGEST_HEAD:
+            self.transport.abort()
+
+    def on_headers_complete(self) -> None:
+        """The head is whole."""
+        self._pending = 0
+        super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """A piece of the body, whose size is counted elsewhere."""
+        self._pending = 0
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """The request is whole."""
+        self._pending = 0
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Starts it again."""

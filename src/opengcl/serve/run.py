@@ -79,7 +79,7 @@ def open_state(
         raise ServeError(f"found {len(models)} models; allowed: one, or two to compare")
     settings = settings or Settings()
     metrics, pictures = Metrics(), PictureThreads(settings.picture_threads, settings.max_pixels)
-    threads, counts = Threads.start(settings.search_threads), Counts(settings.swap_seconds)
+    threads, counts = Threads(settings.search_threads), Counts(settings.swap_seconds)
     catalogue = Catalogue(RankedDataset.open(data, strict=strict)) if data else None
     served: dict[str, Served] = {}
     stores: list[Store] = []
@@ -89,7 +89,8 @@ def open_state(
             stores.append(open_store(place.store))
             opened.callback(stores[-1].close)
             live = LiveIndex(name, stores[-1], fingerprint, metrics)
-            encoder = Encoder(name, BiEncoder.load(place.run, device=device), fingerprint, pictures, settings, metrics)
+            model = BiEncoder.load(place.run, device=device)
+            encoder = Encoder(name, model, fingerprint, pictures, settings, metrics, hold=lambda: threads.busy)
             label = place.label or place.run.resolve().name
             served[name] = Served(
                 name, label, fingerprint, encoder, live, catalogue, threads, counts, settings, metrics

@@ -23,7 +23,7 @@ from opengcl.serve.errors import ApiError
 from opengcl.serve.live import LiveIndex
 from opengcl.serve.metrics import Metrics
 from opengcl.serve.pictures import decode_base64
-from opengcl.serve.settings import Settings
+from opengcl.serve.settings import Settings, usable_cores
 
 log = logging.getLogger(__name__)
 
@@ -31,22 +31,39 @@ Result = TypeVar("Result")
 _NOTHING_LEFT = 1e-4  # length of a mix below which its direction is rounding
 
 
-@dataclass(frozen=True)
 class Threads:
-    """Where stores are asked: many searches at a time, one write, so that writes keep their order."""
+    """Where stores are asked: several searches at a time, one write, so that writes keep their order.
 
-    searches: ThreadPoolExecutor
-    writes: ThreadPoolExecutor
+    Args:
+        searches: How many threads search.
+    """
 
-    @classmethod
-    def start(cls, searches: int) -> Threads:
-        """With so many threads for searches."""
-        return cls(ThreadPoolExecutor(searches, "search"), ThreadPoolExecutor(1, "write"))
+    def __init__(self, searches: int) -> None:
+        self._enough = 3 * (usable_cores() - 1)  # while one core encodes, the others have searches to do
+        self._searches, self._writes = ThreadPoolExecutor(searches, "search"), ThreadPoolExecutor(1, "write")
+        self._under_way = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there are more searches than the other cores do while one encodes the next queries."""
+        return self._under_way > self._enough
+
+    async def search(self, ask: Callable[[], Result]) -> Result:
+        """Its result, from one of the threads that search."""
+        self._under_way += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._searches, ask)
+        finally:
+            self._under_way -= 1
+
+    async def write(self, ask: Callable[[], Result]) -> Result:
+        """Its result, from the thread that writes."""
+        return await asyncio.get_running_loop().run_in_executor(self._writes, ask)
 
     def close(self) -> None:
         """Ends them after what runs."""
-        self.searches.shutdown(cancel_futures=True)
-        self.writes.shutdown()
+        self._searches.shutdown(cancel_futures=True)
+        self._writes.shutdown()
 
 
 @dataclass(frozen=True)
@@ -103,22 +120,24 @@ class Served:
         with self.metrics.search_seconds.labels(self.name).time():
             total, found = await self._ask(look)
         hits = [
-            api.Hit(
-                doc_id=hit.doc_id,
-                rank=rank,
-                score=hit.score,
-                fields=_shown(hit.fields, request.fields),
-                relevance=judged.relevance(hit.doc_id) if judged else None,
-            )
+            {
+                "doc_id": hit.doc_id,
+                "rank": rank,
+                "score": hit.score,
+                "fields": _shown(hit.fields, request.fields),
+                "relevance": judged.relevance(hit.doc_id) if judged else None,
+            }
             for rank, hit in enumerate(found[: request.k], start=request.offset + 1)
         ]
         whole = judged is not None and request.offset == 0 and request.where is None
-        return api.SearchReply(
-            model=self.name,
-            took_ms=_milliseconds(started),
-            total=total,
-            hits=hits,
-            ndcg_at_10=judged.ndcg([hit.doc_id for hit in found]) if judged and whole else None,
+        return api.SearchReply.model_validate(
+            {
+                "model": self.name,
+                "took_ms": _milliseconds(started),
+                "total": total,
+                "hits": hits,
+                "ndcg_at_10": judged.ndcg([hit.doc_id for hit in found]) if judged and whole else None,
+            }
         )
 
     async def upsert(self, documents: Sequence[api.NewDocument]) -> api.DocumentsReply:
@@ -206,7 +225,7 @@ class Served:
         vectors = await self.encoder.texts(texts)
         return _shortened(vectors, dimensions or self.encoder.dimension)
 
-    async def _ask(self, ask: Callable[[Index], Result], pool: ThreadPoolExecutor | None = None) -> Result:
+    async def _ask(self, ask: Callable[[Index], Result], *, write: bool = False) -> Result:
         """The index's answer, in a thread; from one index alone, and once more where that was dropped meanwhile."""
 
         def asked() -> Result:
@@ -216,7 +235,7 @@ class Served:
                 return ask(self.live.refresh())
 
         try:
-            return await asyncio.get_running_loop().run_in_executor(pool or self.threads.searches, asked)
+            return await (self.threads.write(asked) if write else self.threads.search(asked))
         except (StoreError, UnknownIndex) as error:
             log.error("model %s: %s", self.name, error)
             raise ApiError(503, f"the store does not answer: {type(error).__name__}", retry_after=5) from error
@@ -235,7 +254,7 @@ class Served:
             finally:
                 self.counts.forget()
 
-        return await self._ask(written, self.threads.writes)
+        return await self._ask(written, write=True)
 
     async def _query_vector(self, query: api.Query, image: bytes | None) -> Vector:
         parts: list[tuple[Part, str]] = []
@@ -257,6 +276,8 @@ class Served:
             parts += found
             weights += [-negative.weight / len(found)] * len(found)
         vectors = await self.encoder.queries(parts)
+        if len(parts) == 1:
+            return vectors[0]
         mixed = np.asarray(np.array(weights) @ np.stack(vectors).astype(np.float64))
         length = float(np.linalg.norm(mixed))
         if length < _NOTHING_LEFT:

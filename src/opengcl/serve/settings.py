@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from opengcl.data.images import MAX_BYTES, MAX_PIXELS
@@ -11,6 +12,11 @@ from opengcl.data.images import MAX_BYTES, MAX_PIXELS
 
 class ServeError(ValueError):
     """A server that cannot be started as asked: what was found, and what is allowed."""
+
+
+def usable_cores() -> int:
+    """Cores that this process may use, where the system tells (Linux), else all."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,7 @@ class Settings:
         stop_seconds: How long running requests may take after that.
         swap_seconds: How often the store is asked which index is live; how long a count of documents is kept.
         picture_threads: Threads that decode pictures.
-        search_threads: Threads that search.
+        search_threads: Threads that search; by default one more than there are cores, as one may wait for the store.
         thumbnail_bytes: Thumbnails kept in memory.
         cors: Origins whose pages may call the server; none by default.
         hosts: Values of the Host header that are answered; empty: any. On a loopback address, by default that address
@@ -76,7 +82,7 @@ class Settings:
     stop_seconds: float = 30.0
     swap_seconds: float = 1.0
     picture_threads: int = 2
-    search_threads: int = 4
+    search_threads: int = field(default_factory=lambda: usable_cores() + 1)
     thumbnail_bytes: int = 64 << 20
     cors: tuple[str, ...] = ()
     hosts: tuple[str, ...] = ()
