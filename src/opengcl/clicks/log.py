@@ -141,7 +141,7 @@ def aggregate(table: ir.Table, options: LogOptions) -> ir.Table:
     keys = ["query", "document", "position", *(["randomised"] if options.randomised else [])]
     cells = showings.group_by(keys).agg(
         **_weighted(showings, reached, table, options),
-        # Summed as floats, exact to 2^53: DuckDB sums integers in 128 bits, which costs a tenth of the whole.
+        # Summed as floats, exact to 2^53: DuckDB would sum integers in 128 bits.
         events=showings.events.cast("float64").sum().cast("int64"),
         repeats=(showings.events - kinds).cast("float64").sum().cast("int64"),
         implied=showings.count(where=seen & clicked & ~showings[_came(CLICK)]),
