@@ -22,7 +22,7 @@ from typing import Any, Protocol, TypedDict
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, UInt32, UInt64
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modality import infer_modality
@@ -85,6 +85,7 @@ class Inputs:
         max_unreadable: Share of a field's pictures that may turn out unreadable.
 
     Attributes:
+        records: The table.
         unreadable: Field -> row -> why its picture cannot be read; what has been found so far by this process.
     """
 
@@ -97,7 +98,7 @@ class Inputs:
         chunk_rows: int = CHUNK_ROWS,
         max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
-        self._records, self._fields, self.chunk_rows = records, list(fields), chunk_rows
+        self.records, self._fields, self.chunk_rows = records, list(fields), chunk_rows
         self._sources: dict[str, FieldSource] = {field: _OnTheFly(encoder, records, field) for field in fields}
         self._encoder = encoder
         self.max_unreadable = max_unreadable
@@ -127,14 +128,14 @@ class Inputs:
             DataSetError: More pictures than `max_unreadable` cannot be read.
         """
         for number, field in enumerate(self._fields):
-            if self._records.fields[field] == "image":
+            if self.records.fields[field] == "image":
                 if image_cache_bytes > 0:
                     self._cache_pictures(field, image_cache_bytes, pictures, workers or _cores(), progress)
                 continue
             part = folder / str(number)  # a field's name may hold what a file's cannot
             part.mkdir(parents=True, exist_ok=True)
             for kind in (_CachedText, _CachedBags):
-                cached = kind.build(self._encoder, self._records, field, part, progress)
+                cached = kind.build(self._encoder, self.records, field, part, progress)
                 if cached is not None:
                     self._sources[field] = cached
                     break
@@ -147,11 +148,31 @@ class Inputs:
         """
         parent = pictures or folder_of_pictures()
         for field in self._fields:
-            if self._records.fields[field] == "image" and any(parent.glob("*/")):
-                form, rows = self._pixel_form(field), _rows_with(self._records, field)
-                entry = form and find_entry(parent, _entry_name(form, self._records, field), (len(rows), *form.shape))
+            if self.records.fields[field] == "image" and any(parent.glob("*/")):
+                form, rows = self._pixel_form(field), _rows_with(self.records, field)
+                entry = form and find_entry(parent, _entry_name(form, self.records, field), (len(rows), *form.shape))
                 if form and entry:
-                    self._sources[field] = _KeptPictures(self._records, field, form, entry, rows)
+                    self._sources[field] = _KeptPictures(self.records, field, form, entry, rows)
+
+    @property
+    def fields_in_files(self) -> list[str]:
+        """Those of its fields whose pictures may lie in files outside the table."""
+        return [field for field in self._fields if field in self.records.fields_in_files]
+
+    def marks(self, field: str) -> dict[str, UInt64[np.ndarray, " rows"]]:
+        """What a changed picture in a file of its own is known by, row by row; 0 where there is no picture.
+
+        ``pixels``: a checksum of what the model reads, where pictures are kept. ``file``: of size and time.
+        """
+        rows = _rows_with(self.records, field)
+        rows = rows[self.present(field, rows)]
+        found = {"file": np.zeros(len(self.records), dtype=np.uint64)}
+        found["file"][rows] = self.records.stamps(field, rows)
+        source = self._sources[field]
+        if isinstance(source, _KeptPictures):
+            found["pixels"] = np.zeros(len(self.records), dtype=np.uint64)
+            found["pixels"][rows] = source.sums(rows)
+        return found
 
     def of(self, rows: Rows) -> dict[str, FieldInput]:
         """Features of the rows, field by field.
@@ -163,7 +184,7 @@ class Inputs:
 
     def present(self, field: str, rows: Rows) -> Bool[np.ndarray, " rows"]:
         """Where a field is there and, as far as known, readable."""
-        there = self._records.present(field, rows)
+        there = self.records.present(field, rows)
         lost = self.unreadable[field]
         return there & ~np.isin(rows, np.fromiter(lost, np.int64, len(lost))) if lost else there
 
@@ -186,15 +207,15 @@ class Inputs:
             return {"chunks": chunks, "order": torch.from_numpy(places), "present": torch.from_numpy(present)}
 
     def _cache_pictures(self, field: str, limit: float, parent: Path | None, threads: int, progress: bool) -> None:
-        form, rows = self._pixel_form(field), _rows_with(self._records, field)
+        form, rows = self._pixel_form(field), _rows_with(self.records, field)
         if form is None or len(rows) == 0:
             return
-        about = {"table": self._records.file, "field": field, "pixels": form.identity}
-        name, shape = _entry_name(form, self._records, field), (len(rows), *form.shape)
+        about = {"table": self.records.file, "field": field, "pixels": form.identity}
+        name, shape = _entry_name(form, self.records, field), (len(rows), *form.shape)
         entry = open_entry(parent or folder_of_pictures(), name, shape, limit_bytes=limit, about=about)
         if entry is None:
             return
-        kept = _KeptPictures(self._records, field, form, entry, rows)
+        kept = _KeptPictures(self.records, field, form, entry, rows)
         self._go_on_without(field, kept.fill(threads, progress=progress))
         self._sources[field] = kept
 
@@ -210,15 +231,15 @@ class Inputs:
         """Notes unreadable pictures, unless there are too many of them."""
         if not found:
             return
-        lost, total = self.unreadable[field], len(_rows_with(self._records, field))
+        lost, total = self.unreadable[field], len(_rows_with(self.records, field))
         lost.update(found)
         rows = list(found)[:EXAMPLES]
         examples = "; ".join(
-            f"{name!r}: {found[row]}" for name, row in zip(self._records.ids(np.array(rows)), rows, strict=True)
+            f"{name!r}: {found[row]}" for name, row in zip(self.records.ids(np.array(rows)), rows, strict=True)
         )
         told = (
-            f"{self._records.file}, column {field!r}: {len(lost):,} of {total:,} pictures cannot be read "
-            f"({self._records.id_column} {examples}{'; ...' if len(found) > EXAMPLES else ''})"
+            f"{self.records.file}, column {field!r}: {len(lost):,} of {total:,} pictures cannot be read "
+            f"({self.records.id_column} {examples}{'; ...' if len(found) > EXAMPLES else ''})"
         )
         if len(lost) > self.max_unreadable * total:
             raise DataSetError(f"{told}; allowed: a share of {self.max_unreadable:g} (max_unreadable)")
@@ -392,6 +413,10 @@ class _KeptPictures:
             if len(missing):
                 self._cache.flush()
         return faults
+
+    def sums(self, rows: Rows) -> UInt32[np.ndarray, " rows"]:
+        """Checksums of the pixels."""
+        return self._cache.sums()[self._place[rows]]
 
     def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
         return np.zeros(len(rows), dtype=np.int64)

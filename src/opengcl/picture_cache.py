@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8, UInt64
+from jaxtyping import Bool, Int, UInt8, UInt32, UInt64
 
 from opengcl.data import cache as dataset_cache
 
@@ -96,6 +96,10 @@ class PictureCache:
         pixels, rows = np.asarray(self._pixels[places]), self._rows[places]
         sums = np.fromiter((zlib.crc32(row) for row in pixels), dtype=np.uint32, count=len(pixels))
         return pixels, (rows["whole"] == _WHOLE) & (rows["sum"] == sums)
+
+    def sums(self) -> UInt32[np.ndarray, " rows"]:
+        """The checksum of each row's pixels; 0 where there are none."""
+        return np.where(self._rows["whole"] == _WHOLE, self._rows["sum"], np.uint32(0))
 
     @contextmanager
     def alone(self) -> Iterator[None]:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import sentence_transformers
 import torch
 import transformers
@@ -18,14 +19,20 @@ import transformers
 import opengcl
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
+from opengcl.data.changes import changes, described
+from opengcl.data.problems import EXAMPLES
 from opengcl.distributed import world_size
-from opengcl.whole_files import put_text
+from opengcl.inputs import Inputs
+from opengcl.whole_files import put, put_text
 
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
 _BEGINNING = (LOCK, DATA, f".{DATA}.partial", f".{CONFIG}.partial")
+PICTURES = "pictures.npz"
 FREE = ("out", "device", "workers", "image_cache_gb", "max_unreadable")
 """Settings that may change on resume: where and how fast, not what."""
 
+_Marks = dict[tuple[str, ...], np.ndarray]
+"""Table, field and kind -> a number for the picture of each row."""
 logger = logging.getLogger(__name__)
 
 
@@ -65,7 +72,8 @@ def begin(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
     # config.yaml is written last: without it, the rest is what a kill left of a beginning.
     if (out / CONFIG).exists() or any(file.name not in _BEGINNING for file in out.iterdir()):
         raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
-    put_text(out / DATA, json.dumps({"data": _described(data), "begun": _surroundings()}, indent=1) + "\n")
+    content = {"data": {role: described(one) for role, one in data.items()}, "begun": _surroundings()}
+    put_text(out / DATA, json.dumps(content, indent=1) + "\n")
     put_text(out / CONFIG, config.to_yaml())
 
 
@@ -86,6 +94,40 @@ def check(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
             logger.warning("%s: %s was %s, now %s; the result may differ in its last bits", out, name, found, value)
 
 
+def check_pictures(out: Path, tables: Mapping[str, Inputs], *, begun: bool) -> None:
+    """Pictures in files of their own, which no fingerprint covers, are what they were; noted, where a run begins.
+
+    They are compared by their pixels as the model reads them, where those are kept, else by size and time of the files.
+
+    Args:
+        out: The run folder.
+        tables: Name -> inputs, their pictures decoded.
+        begun: Whether the run has steps behind it.
+
+    Raises:
+        TrainError: Naming the pictures that have changed.
+    """
+    marks: _Marks = {
+        (name, field, kind): values
+        for name, inputs in tables.items()
+        for field in inputs.fields_in_files
+        for kind, values in inputs.marks(field).items()
+    }
+    if not marks:
+        return
+    if (out / PICTURES).is_file():
+        with np.load(out / PICTURES) as file:
+            before = {tuple(json.loads(key)): values for key, values in file.items()}
+        _compare_pictures(before, marks, tables)
+    elif begun:
+        raise TrainError(f"{out / PICTURES}: missing; the run's pictures cannot be told from others. Start anew")
+    else:
+        scratch = out / f".{PICTURES}.partial"
+        with scratch.open("wb") as stream:
+            np.savez(stream, allow_pickle=False, **{json.dumps(key): values for key, values in marks.items()})
+        put(scratch, out / PICTURES)
+
+
 def tidy(out: Path) -> None:
     """Removes what a killed process leaves: features of texts, and a model that was not written to its end."""
     for name in ("cache", "model.partial"):
@@ -103,13 +145,40 @@ def _check_settings(out: Path, before: TrainConfig, now: TrainConfig) -> None:
 
 
 def _check_data(out: Path, before: Mapping[str, Any], now: Mapping[str, RankedDataset]) -> None:
-    found = _described(now)
-    if found != before:
-        raise TrainError(f"{out}: the data set has changed since this run began ({before} then, {found} now)")
+    if set(before) != set(now):
+        raise TrainError(f"{out}: the run began with {', '.join(before)}, and now has {', '.join(now)}")
+    for role, dataset in now.items():
+        told = changes(before[role], dataset)
+        if told:
+            raise TrainError(f"{out}: the data set has changed since this run began ({role}): {'; '.join(told)}")
 
 
-def _described(data: Mapping[str, RankedDataset]) -> dict[str, dict[str, str]]:
-    return {role: {"name": one.schema.name, "fingerprint": one.fingerprint} for role, one in data.items()}
+def _compare_pictures(
+    before: Mapping[tuple[str, ...], np.ndarray],
+    now: Mapping[tuple[str, ...], np.ndarray],
+    tables: Mapping[str, Inputs],
+) -> None:
+    for key in now:
+        name, field, kind = key
+        if key not in before or (kind == "file" and (name, field, "pixels") in set(before) & set(now)):
+            continue  # pixels say more than times
+        changed = np.flatnonzero(before[key] != now[key])
+        if len(changed) == 0:
+            continue
+        records, rows = tables[name].records, changed[:EXAMPLES]
+        examples = [
+            f"{doc_id!r} ({_mark(kind, was)} then, {_mark(kind, found)} now)"
+            for doc_id, was, found in zip(records.ids(rows), before[key][rows], now[key][rows], strict=True)
+        ]
+        raise TrainError(
+            f"{records.file}, column {field!r}: {len(changed):,} pictures have changed since this run began: "
+            f"{records.id_column} {'; '.join(examples)}{'; ...' if len(changed) > EXAMPLES else ''}"
+        )
+
+
+def _mark(kind: str, value: np.integer) -> str:
+    what = {"pixels": "pixels with checksum", "file": "size and time with hash"}[kind]
+    return f"{what} {int(value):x}" if value else "no picture"
 
 
 def _surroundings() -> dict[str, Any]:

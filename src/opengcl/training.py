@@ -116,6 +116,11 @@ def _train(
         if judged is not dataset:
             _fill_caches(judged_inputs, config, Path(cache) / "evaluation_data", shown)
         newest = _newest_checkpoint(out)
+        if rank() == 0:
+            tables = {"queries": inputs[0], "documents": inputs[1]}
+            if judged is not dataset:
+                tables |= {"evaluation queries": judged_inputs[0], "evaluation documents": judged_inputs[1]}
+            run_identity.check_pictures(out, tables, begun=newest is not None)
         trainer = _trainer(config, dataset, objective, inputs, (judged, judged_inputs), newest, progress)
         started = time.perf_counter()
         folder = Checkpoints(out / _CHECKPOINTS).at(newest) if newest is not None else None

@@ -178,6 +178,12 @@ class Records:
         return np.array([images.stamp(cell, self._folder) for cell in self.values(field, rows)], dtype=np.uint64)
 
     @property
+    def fields_in_files(self) -> list[str]:
+        """Image fields whose pictures may lie in files outside the table."""
+        images_of = [name for name, kind in self.fields.items() if kind == "image"]
+        return [name for name in images_of if not pa.types.is_large_binary(self.column(name).type)]
+
+    @property
     def fingerprint(self) -> str:
         """Of the data set, and which of its rows these are: it changes with the tables' bytes and what was skipped."""
         meta = json.loads((self._arguments[0].parent / META).read_text(encoding="utf-8"))
