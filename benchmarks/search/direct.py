@@ -25,7 +25,7 @@ from opengcl.encode import encode_texts
 from opengcl.index import Index, open_store
 from opengcl.model import BiEncoder
 
-from .load import Run
+from .load import Run, pauses_of
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Loop:
         batch: Texts encoded together, whose vectors are then searched one after the other; 0 takes vectors that were
             made before, so that the store works alone.
         threads: How many do this at a time, sharing the requests; 1 with a batch.
+        pause: Seconds that a thread waits before each request, as in `benchmarks.search.load.Plan`; without a batch.
     """
 
     texts: Sequence[str]
@@ -46,6 +47,7 @@ class Loop:
     requests: int
     batch: int
     threads: int = 1
+    pause: float = 0
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -79,6 +81,7 @@ def _both(loop: Loop, model: BiEncoder, index: Index) -> Run:
 
 def _store_alone(loop: Loop, vectors: Float32[np.ndarray, "texts d"], index: Index) -> Run:
     waiting, lock = iter(range(loop.requests)), threading.Lock()
+    pauses = pauses_of(loop.requests, loop.pause)
     took: list[float] = []
 
     def work() -> None:
@@ -87,6 +90,7 @@ def _store_alone(loop: Loop, vectors: Float32[np.ndarray, "texts d"], index: Ind
                 number = next(waiting, None)
             if number is None:
                 return
+            time.sleep(pauses[number])
             started = time.perf_counter()
             index.search(vectors[number % len(vectors)][None], loop.k)
             took.append(1000 * (time.perf_counter() - started))

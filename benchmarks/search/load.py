@@ -1,4 +1,4 @@
-"""A load generator of its own process: clients that each ask again as soon as they are answered.
+"""A load generator of its own process: clients that each ask again as soon as they are answered, or after a pause.
 
     python -m benchmarks.search.load < plan.json
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 import sys
 import time
 from collections.abc import Sequence
@@ -28,6 +29,7 @@ class Plan:
         bodies: What is posted to ``/search``, in turn.
         clients: How many ask at a time.
         requests: Of all clients together; the bodies start again when they are through.
+        pause: Seconds from an answer to the client's next request, on average; exponential, the same in every run.
     """
 
     host: str
@@ -35,6 +37,7 @@ class Plan:
     bodies: Sequence[str]
     clients: int
     requests: int
+    pause: float = 0
 
     def to_line(self) -> str:
         """One line of JSON."""
@@ -63,12 +66,14 @@ async def run(plan: Plan) -> Run:
     """
     requests = [_request(plan, body) for body in plan.bodies]
     waiting = iter(range(plan.requests))
+    pauses = pauses_of(plan.requests, plan.pause)
     took: list[float] = []
 
     async def client() -> None:
         reader, writer = await asyncio.open_connection(plan.host, plan.port)
         try:
             for number in waiting:
+                await asyncio.sleep(pauses[number])
                 started = time.perf_counter()
                 writer.write(requests[number % len(requests)])
                 await _answer(reader)
@@ -84,6 +89,12 @@ async def run(plan: Plan) -> Run:
     except* (ConnectionError, ValueError) as failed:
         raise failed.exceptions[0] from None
     return Run(took, time.perf_counter() - started)
+
+
+def pauses_of(requests: int, mean: float) -> list[float]:
+    """Seconds before each request."""
+    chance = random.Random(0)
+    return [chance.expovariate(1 / mean) if mean else 0.0 for _ in range(requests)]
 
 
 def _request(plan: Plan, body: str) -> bytes:

@@ -1,11 +1,16 @@
 """The server over its own store and encoder: what HTTP, batching, limits and JSON add to a search.
 
-Two comparisons, each at 1, 8 and 32 clients that ask again as soon as they are answered:
+Three comparisons. Two at 1, 8 and 32 clients that ask again as soon as they are answered:
 
 - ``vectors``: every query's vector is in the server's cache, so that a request is one search of the store and all that
   is ours; against as many threads that search the same store for the same vectors.
 - ``texts``: nothing is cached, so that a request is encoded too; against a loop that encodes as many texts together as
   the server did on average, and searches for each.
+
+One core is always busy then from a few clients on, and a latency says no more than the throughput. So a third:
+
+- ``paused``: as ``vectors``, but 8 and 32 clients pause after an answer, so that together they ask `PAUSED_SHARE` of
+  what the store alone could answer; the threads beside them pause alike.
 
 The server, the loop and PostgreSQL's processes are pinned to one core and the load generator to another, so that both
 sides have the same processor and the generator takes none of it. The sides run in turn, the first to go alternating.
@@ -46,6 +51,7 @@ from .stores import address_of
 
 CLIENTS = {1: 150, 8: 320, 32: 480}
 """Clients -> requests of a run."""
+PAUSED_SHARE = 0.4
 ROUNDS = 5
 K = 20
 TEXTS = 400  # different queries
@@ -55,7 +61,7 @@ _START_SECONDS = 120
 
 
 def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = None) -> dict[str, Any]:
-    """Run both comparisons on a store and write the cell.
+    """Run all comparisons on a store and write the cell.
 
     Args:
         kind: One of `opengcl.search.stores.STORES`.
@@ -76,9 +82,15 @@ def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = No
         load = stack.enter_context(worker(["benchmarks.search.load"], LOAD_CORE))
         direct = stack.enter_context(worker(["benchmarks.search.direct", str(model), address], SERVER_CORE))
         bench = Bench(servers, load, direct, _texts(dataset))
+        counts = clients or CLIENTS
         found = {
             mode: {str(count): _rounds(bench, mode, count, requests, rounds) for count, requests in counts.items()}
-            for mode, counts in ((mode, clients or CLIENTS) for mode in servers)
+            for mode in servers
+        }
+        found["paused"] = {
+            str(count): _rounds(bench, "vectors", count, requests, rounds, _pause(count, found["vectors"][str(count)]))
+            for count, requests in counts.items()
+            if count > 1
         }
     told = {"store": kind, "documents": documents, "recall@10": recall, "k": K, "rounds": rounds}
     content = {**told, "model": "all-MiniLM-L6-v2", **found}
@@ -171,22 +183,27 @@ class Bench:
         bodies = [json.dumps({"query": {"text": text}, "k": K}) for text in self.texts]
         object.__setattr__(self, "bodies", bodies)
 
-    def served(self, mode: str, clients: int, requests: int) -> tuple[Run, float]:
+    def served(self, mode: str, clients: int, requests: int, pause: float = 0) -> tuple[Run, float]:
         """The server's side, and how many texts it encoded together on average; 0 where it encoded none."""
         server = self.servers[mode]
         texts, batches = server.batches()
-        run = self.load(Plan("127.0.0.1", server.port, self.bodies, clients, requests))
+        run = self.load(Plan("127.0.0.1", server.port, self.bodies, clients, requests, pause))
         texts_after, batches_after = server.batches()
         return run, (texts_after - texts) / max(1.0, batches_after - batches)
 
-    def raw(self, mode: str, clients: int, requests: int, batch: float) -> Run:
+    def raw(self, mode: str, clients: int, requests: int, batch: float, pause: float = 0) -> Run:
         """The other side: with as many threads as clients, or with the batches that the server formed."""
         if mode == "vectors":
-            return self.direct(Loop(self.texts, K, requests, batch=0, threads=clients))
+            return self.direct(Loop(self.texts, K, requests, batch=0, threads=clients, pause=pause))
         return self.direct(Loop(self.texts, K, requests, batch=max(1, round(batch))))
 
 
-def _rounds(bench: Bench, mode: str, clients: int, requests: int, rounds: int) -> dict[str, Any]:
+def _pause(clients: int, found: dict[str, Any]) -> float:
+    """Seconds that so many clients pause on average to ask `PAUSED_SHARE` of what the store alone answers."""
+    return float(clients / (PAUSED_SHARE * found["raw"]["per_second"]))
+
+
+def _rounds(bench: Bench, mode: str, clients: int, requests: int, rounds: int, pause: float = 0) -> dict[str, Any]:
     """Both sides in turn, after a run of each that is not counted."""
     _, batch = bench.served(mode, clients, max(requests, len(bench.texts)))
     bench.raw(mode, clients, requests // 3, batch)
@@ -195,10 +212,10 @@ def _rounds(bench: Bench, mode: str, clients: int, requests: int, rounds: int) -
     for number in range(rounds):
         for name in ("served", "raw") if number % 2 else ("raw", "served"):
             if name == "served":
-                run, batch = bench.served(mode, clients, requests)
+                run, batch = bench.served(mode, clients, requests, pause)
                 batches.append(batch)
             else:
-                run = bench.raw(mode, clients, requests, batch)
+                run = bench.raw(mode, clients, requests, batch, pause)
             told[name].append(figures(run))
     return {**{name: medians(of) for name, of in told.items()}, "batch": float(np.median(batches[1:])), "runs": told}
 

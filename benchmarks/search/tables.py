@@ -18,6 +18,7 @@ GROWTH_PICTURE, STAGES_PICTURE = "search-growth.svg", "search-stages.svg"
 NAMES = {"lancedb": "LanceDB", "pgvector": "pgvector"}
 MODES = {
     "vectors": ("query vectors cached, against the store alone", "the store alone"),
+    "paused": ("query vectors cached, clients that pause, against the store alone", "the store alone"),
     "texts": ("every query encoded, against encoder and store in a loop", "the loop"),
 }
 AIMED_MS, AIMED_SHARE = 3.0, 0.9
@@ -53,7 +54,7 @@ def page_block() -> str:
 
 
 def served_text(kind: str) -> str:
-    """A store's two tables, and what of the aims is met."""
+    """A store's tables, and what of the aims is met."""
     cell = cells.read(f"served/{kind}")
     title = f"### {NAMES[kind]}"
     if cell is None:
@@ -86,11 +87,15 @@ def _served_row(clients: int, found: Cell) -> list[str]:
 
 def aims_text(cell: Cell) -> str:
     """Both aims with what was reached, a line each."""
-    over = {clients: found["served"]["p50_ms"] - found["raw"]["p50_ms"] for clients, found in cell["vectors"].items()}
+    over, paused = ({clients: _more(found) for clients, found in cell[mode].items()} for mode in ("vectors", "paused"))
     share = {clients: _share(found) for clients, found in cell["texts"].items()}
     lines = [
         _aim(
-            f"under {AIMED_MS:g} ms more than the store at p50",
+            f"under {AIMED_MS:g} ms more than the store at p50, with clients that pause",
+            {clients: f"{value:+.1f} ms" for clients, value in paused.items() if value >= AIMED_MS},
+        ),
+        _aim(
+            f"under {AIMED_MS:g} ms more than the store at p50, with clients that never pause",
             {clients: f"{value:+.1f} ms" for clients, value in over.items() if value >= AIMED_MS},
         ),
         _aim(
@@ -99,6 +104,10 @@ def aims_text(cell: Cell) -> str:
         ),
     ]
     return "\n".join(f"- {line}" for line in lines)
+
+
+def _more(found: Cell) -> float:
+    return float(found["served"]["p50_ms"] - found["raw"]["p50_ms"])
 
 
 def _share(found: Cell) -> float:
