@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import importlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from benchmarks.speed import Row, extra_bytes, metrics, opening, options, search, steps
+from benchmarks.speed.__main__ import subjects
 
 
 def test_searches_find_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,3 +90,10 @@ def test_options_change_how_a_step_is_made_and_not_what_it_sees(tmp_path: Path) 
     assert list(made) == ["off", "bf16", "channels_last"]
     rows = list(options._rows("a step", made, 1, 1)) + list(options._rows("AdamW", options.optimisers(training), 1, 1))
     assert [row.name for row in rows] == ["a step, bf16", "a step, channels_last", "AdamW, fused"]
+
+
+def test_every_subject_measures_something() -> None:
+    found = subjects()
+    assert {"loss", "search", "steps"} <= set(found)
+    for name in found:
+        assert callable(importlib.import_module(f"benchmarks.speed.{name}").measure), name
