@@ -518,7 +518,10 @@ def test_text_that_is_not_utf8(make, batch: int, monkeypatch: pytest.MonkeyPatch
         pa.string(), 4, [None, pa.py_buffer(np.arange(0, 15, 3, dtype=np.int32)), pa.py_buffer(b"abcde\xfffghijk")]
     )
     told = message(make(documents=documents(title=wrong)))
-    assert "documents.parquet, row 1, column 'title': found b'de\\xff'; allowed: UTF-8 text" in told
+    assert (
+        "documents.parquet, column 'title': text that is not UTF-8 in 1 row: row 1 (id 'd1') holds b'de\\xff'. "
+        "Allowed: UTF-8 text" in told
+    )
 
 
 GOOD = "name: s\nqueries: {query: text}\ndocuments: {title: text, image: image}\nscore: {min: 1, max: 100}\n"

@@ -2,7 +2,7 @@
 
 import functools
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -234,11 +234,35 @@ class _RowWriter:
             where = {"file": self.side.file, "column": name, "first_row": first}
             if self.side.fields.get(name) == "image":
                 columns.append(tables.pictures(array, **where))
-            elif name in (self.side.id_column, SPLIT) or name in self.side.fields or self._is_part(name):
+            elif name in self.side.fields:
+                columns.append(self._texts(array, name, raw, first))
+            elif name in (self.side.id_column, SPLIT) or self._is_part(name):
                 columns.append(tables.text(array, **where))
             else:
-                columns.append(tables.plain(array))
+                columns.append(self._other(array, name, raw, first))
         return pa.RecordBatch.from_arrays(columns, names=raw.schema.names)
+
+    def _texts(self, array: pa.Array, name: str, raw: pa.RecordBatch, first: int) -> pa.Array:
+        """A text field; values that cannot be used are reported, and missing from here on."""
+        texts, broken = tables.readable_texts(array)
+        texts, long = tables.short_texts(texts)
+        self._report_cells(name, "text that is not UTF-8", "UTF-8 text", broken, raw, first)
+        self._report_cells(name, "text too long", f"up to {tables.MAX_TEXT_BYTES:,} bytes", long, raw, first)
+        return texts
+
+    def _other(self, array: pa.Array, name: str, raw: pa.RecordBatch, first: int) -> pa.Array:
+        """A column that is no field; strings that cannot be read are reported, and null from here on."""
+        column, broken = tables.other(array, file=self.side.file, column=name, first_row=first)
+        self._report_cells(name, "text that is not UTF-8", "UTF-8 text", broken, raw, first)
+        return column
+
+    def _report_cells(
+        self, name: str, kind: str, allowed: str, found: Mapping[int, bytes | int], raw: pa.RecordBatch, first: int
+    ) -> None:
+        ids, keep = raw.column(self.side.id_column), self.keep[first : first + len(raw)]
+        rows = [row for row in found if keep[row]]
+        examples = (f"{place(first + row, ids[row].as_py())} holds {_found(found[row])}" for row in rows)
+        self._report(name, kind, allowed, len(rows), examples)
 
     def _is_part(self, name: str) -> bool:
         return name == PART and self.side.name == "queries"
@@ -341,6 +365,11 @@ class _RowWriter:
 
     def _report(self, column: str, kind: str, allowed: str, count: int, examples: Any) -> None:
         self.builder.log.add(self.side.file, column, kind, allowed, count, examples)
+
+
+def _found(text: bytes | int) -> str:
+    """Bytes that are no text, or how many they are."""
+    return f"{text:,} bytes" if isinstance(text, int) else shown(text)
 
 
 def _faults(column: pa.Array, folder: Path, rows: list[int]) -> list[tuple[int, str]]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -19,6 +21,11 @@ from opengcl.data.schema import FieldType
 PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 """Hugging Face's `Image` column, with 64-bit offsets."""
 
+MAX_TEXT_BYTES = 1_000_000
+"""A text field's largest value. Encoders read some hundred words; a tokeniser takes gigabytes for far longer ones."""
+
+_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+"""What pyarrow raises on a damaged file; its names are decoded when they are first asked for."""
 _BATCH_BYTES = 64 << 20
 _BATCH_ROWS = (16, 65_536)
 _PROGRESS_DELAY = 1.0
@@ -43,10 +50,10 @@ class Table:
             raise DataSetError(f"{path}: no such file; required: dataset.yaml and three Parquet tables")
         try:
             file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
-        except (pa.ArrowException, OSError) as error:
+            names = file.schema_arrow.names
+        except _BROKEN as error:
             raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
         with file:
-            names = file.schema_arrow.names
             if file.metadata.num_rows == 0:
                 raise DataSetError(f"{path}: found no rows; allowed: 1 or more")
             if twice := next((name for name in names if names.count(name) > 1), None):
@@ -109,15 +116,15 @@ class Table:
             DataSetError: If the file turns out to be broken.
         """
         with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
-            batches = self.file.iter_batches(self._batch_rows(columns), columns=columns)
-            while batch := self._next(batches):
+            batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
+            while batch := self._told(lambda: next(batches, None)):
                 yield batch
                 bar.update(len(batch))
 
-    def _next(self, batches: Iterator[pa.RecordBatch]) -> pa.RecordBatch | None:
+    def _told(self, read: Callable[[], Any]) -> Any:
         try:
-            return next(batches, None)
-        except (pa.ArrowException, OSError) as error:
+            return read()
+        except _BROKEN as error:
             raise DataSetError(f"{self.name}: not readable as Parquet: {error}") from error
 
     def _batch_rows(self, columns: list[str] | None) -> int:
@@ -157,6 +164,59 @@ def text(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array
                     "allowed: UTF-8 text"
                 ) from error
         raise DataSetError(f"{file}, column '{column}', from row {first_row}: {error}") from error
+
+
+def readable_texts(array: pa.Array) -> tuple[pa.Array, dict[int, bytes]]:
+    """A column of strings as ``large_string``, null where its bytes are not UTF-8; and row -> such bytes."""
+    array = plain(array)
+    if pt.is_null(array.type) or _is_valid(array):
+        return array.cast(pa.large_string()), {}
+    coded = array.cast(pa.large_binary(), safe=False)
+    broken = {row: value.as_py() for row, value in enumerate(coded) if _is_broken(value)}
+    return _without(coded, list(broken)).cast(pa.large_string()), broken
+
+
+def short_texts(array: pa.Array) -> tuple[pa.Array, dict[int, int]]:
+    """A column of strings, null where they have more than `MAX_TEXT_BYTES`; and row -> how many."""
+    lengths = pc.fill_null(pc.binary_length(array), 0).to_numpy(zero_copy_only=False)
+    long = {row: int(lengths[row]) for row in np.flatnonzero(lengths > MAX_TEXT_BYTES).tolist()}
+    return _without(array, list(long)) if long else array, long
+
+
+def other(array: pa.Array, *, file: str, column: str, first_row: int) -> tuple[pa.Array, dict[int, bytes]]:
+    """A column that is no field of a model, so that reading it later cannot fail; strings as `readable_texts` does.
+
+    Raises:
+        DataSetError: It holds what its type does not allow.
+    """
+    array = plain(array)
+    if _is_valid(array):
+        return array, {}
+    if _is_text(array.type):
+        return readable_texts(array)
+    raise DataSetError(f"{file}, column '{column}', from row {first_row}: not valid as {array.type}")
+
+
+def _without(array: pa.Array, rows: list[int]) -> pa.Array:
+    usable = np.ones(len(array), dtype=bool)
+    usable[rows] = False
+    return pc.if_else(pa.array(usable), array, pa.scalar(None, array.type))
+
+
+def _is_valid(array: pa.Array) -> bool:
+    try:
+        array.validate(full=True)
+        return True
+    except pa.ArrowInvalid:
+        return False
+
+
+def _is_broken(value: pa.Scalar) -> bool:
+    try:
+        str(value.as_py() or b"", "utf-8")
+        return False
+    except UnicodeDecodeError:
+        return True
 
 
 def pictures(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array:
