@@ -28,9 +28,10 @@ def test_searches_that_differ_are_an_error() -> None:
 
 
 def test_memory_is_what_the_work_takes() -> None:
-    made, extra = extra_bytes(lambda: np.ones(40_000_000).sum())
-    assert made == 40_000_000
-    assert 300_000_000 < extra < 400_000_000
+    for _ in range(2):  # the second time glibc still has what the first freed
+        made, extra = extra_bytes(lambda: sum(map(len, [np.ones(10_000).tobytes() for _ in range(4_000)])))
+        assert made == 320_000_000
+        assert 300_000_000 < extra < 400_000_000
 
 
 def test_the_ratio_is_of_the_medians() -> None:

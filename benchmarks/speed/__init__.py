@@ -6,6 +6,7 @@ so that whatever else happens on the machine happens to both; threads are pinned
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import time
 from collections.abc import Callable, Mapping
@@ -82,6 +83,7 @@ def resident(name: str) -> int:
 def extra_bytes(work: Callable[[], Result]) -> tuple[Result, int]:
     """What some work returns, and the most memory that the process holds during it beside what it held before."""
     gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what glibc keeps for later would be taken for what is held
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")  # VmHWM begins anew
     before = resident("VmRSS")
     result = work()
