@@ -13,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -269,6 +270,24 @@ def test_a_server_that_goes_and_comes_back(postgres_server: Any) -> None:  # noq
     assert wrong == []
     assert index.count() == BATCH * len(written)
     assert all(row is not None for some in written for row in index.get(some))
+    store.close()
+
+
+def test_threads_that_come_and_go_take_no_connections_along(postgres_server: Any) -> None:  # noqa: F811
+    store = open_store(postgres_uri(postgres_server))
+    index = store.create("a", spec(fields={}))
+    index.upsert(names(3), unit_vectors(3), {})
+    query = "SELECT count(*) FROM pg_stat_activity WHERE backend_type = 'client backend'"
+
+    def connections() -> int:
+        return int(store.run(lambda connection: connection.execute(query).fetchone())[0])  # type: ignore[attr-defined]
+
+    before = connections()
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as threads:
+            found = list(threads.map(lambda row: index.search(unit_vectors(3)[[row]], 1), [0, 1, 2] * 4))
+        assert [hits[0][0].doc_id for hits in found] == ["d0", "d1", "d2"] * 4
+    assert connections() <= before + 3
     store.close()
 
 

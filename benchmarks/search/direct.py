@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -95,12 +96,10 @@ def _store_alone(loop: Loop, vectors: Float32[np.ndarray, "texts d"], index: Ind
             index.search(vectors[number % len(vectors)][None], loop.k)
             took.append(1000 * (time.perf_counter() - started))
 
-    threads = [threading.Thread(target=work) for _ in range(loop.threads)]
     begun = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with ThreadPoolExecutor(loop.threads) as threads:
+        for done in [threads.submit(work) for _ in range(loop.threads)]:
+            done.result()
     return Run(took, time.perf_counter() - begun)
 
 

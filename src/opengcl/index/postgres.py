@@ -47,7 +47,7 @@ _SETTINGS = f"SET hnsw.ef_search = {_SEARCHED}; SET hnsw.iterative_scan = strict
 
 
 class PostgresStore:
-    """Implements `opengcl.index.protocol.Store`; a thread has a connection of its own.
+    """Implements `opengcl.index.protocol.Store`; there are as many connections as were needed at a time.
 
     Args:
         uri: ``postgresql://user:password@host/database``, with any of libpq's parameters, such as
@@ -66,8 +66,8 @@ class PostgresStore:
             ) from error
         self.uri = f"postgresql://{parts.get('user', '')}@{parts.get('host', '')}/{parts.get('dbname', '')}"
         self._address = uri
-        self._of_thread = threading.local()
         self._connections: list[Connection] = []
+        self._idle: list[Connection] = []
         self._lock = threading.Lock()
         self.run(_set_up)
 
@@ -141,11 +141,12 @@ class PostgresStore:
         self.run(remove)
 
     def close(self) -> None:
-        """As `Store.close`: the connections of all threads."""
+        """As `Store.close`: all connections."""
         with self._lock:
             for connection in self._connections:
                 connection.close()
             self._connections.clear()
+            self._idle.clear()
 
     def run(
         self, work: Callable[[Connection], Result], *, index: str | None = None, transaction: bool = True
@@ -155,8 +156,9 @@ class PostgresStore:
         A connection that was used before may have been lost since, as when the server was started anew; it is then done
         once more with a new one. Nothing here is changed by being done twice.
         """
-        used: Connection | None = getattr(self._of_thread, "connection", None)
-        if used is not None and not used.closed:
+        with self._lock:
+            used = self._idle.pop() if self._idle else None
+        if used is not None:
             try:
                 return self._run(work, used, index, transaction)
             except StoreError:
@@ -176,6 +178,10 @@ class PostgresStore:
             raise UnknownIndex(f"{self.uri}: index {index!r} was dropped") from error
         except psycopg.Error as error:
             raise StoreError(f"{self.uri}: {_said(error)}") from error
+        finally:
+            with self._lock:
+                if not connection.closed:
+                    self._idle.append(connection)
 
     def _connect(self) -> Connection:
         try:
@@ -187,7 +193,6 @@ class PostgresStore:
                 register_vector(connection)
         except psycopg.Error as error:
             raise StoreError(f"{self.uri}: cannot be reached: {_said(error)}") from error
-        self._of_thread.connection = connection
         with self._lock:
             self._connections = [one for one in self._connections if not one.closed] + [connection]
         return connection
