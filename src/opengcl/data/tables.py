@@ -54,7 +54,7 @@ class Table:
         except _BROKEN as error:
             raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
         with file:
-            if file.metadata.num_rows == 0:
+            if file.metadata.num_rows <= 0:
                 raise DataSetError(f"{path}: found no rows; allowed: 1 or more")
             if twice := next((name for name in names if names.count(name) > 1), None):
                 raise DataSetError(f"{path}, column '{twice}': found more than once; allowed: once")
@@ -117,9 +117,15 @@ class Table:
         """
         with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
             batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
+            read = 0
             while batch := self._told(lambda: next(batches, None)):
+                read += len(batch)
+                if read > self.rows:
+                    break
                 yield batch
                 bar.update(len(batch))
+        if read != self.rows:
+            raise DataSetError(f"{self.name}: not readable as Parquet: its footer counts {self.rows:,} rows wrongly")
 
     def _told(self, read: Callable[[], Any]) -> Any:
         try:
@@ -128,14 +134,13 @@ class Table:
             raise DataSetError(f"{self.name}: not readable as Parquet: {error}") from error
 
     def _batch_rows(self, columns: list[str] | None) -> int:
-        """Rows of about `_BATCH_BYTES`, by the sizes in the file's footer."""
-        metadata = self.file.metadata
-        size = 1
-        for group in map(metadata.row_group, range(metadata.num_row_groups)):
-            for chunk in map(group.column, range(group.num_columns)):
-                if columns is None or chunk.path_in_schema.split(".")[0] in columns:
-                    size += chunk.total_uncompressed_size
+        """Rows of about `_BATCH_BYTES`, by the sizes in the file's footer; of single columns (ids, scores), many."""
         low, high = _BATCH_ROWS
+        if columns is not None:
+            return high
+        # A column's own metadata is left alone: where they are damaged, pyarrow ends the process.
+        groups = map(self.file.metadata.row_group, range(self.file.metadata.num_row_groups))
+        size = max(1, sum(group.total_byte_size for group in groups))
         return max(low, min(high, _BATCH_BYTES * self.rows // size))
 
 
