@@ -314,7 +314,7 @@ def test_pages_show_what_the_cells_hold() -> None:
 
 
 def test_every_cell_is_one_that_is_shown() -> None:
-    known = {f"served/{kind}" for kind in tables.NAMES}
+    known = {f"served/{kind}{placed}" for kind in tables.NAMES for placed in served.CORES}
     known |= {
         growth.cell_name(kind, size, what)
         for kind in tables.NAMES

@@ -30,6 +30,7 @@ def main(arguments: list[str] | None = None) -> None:
         added.add_argument("--documents", type=int, choices=growth.SIZES)
     added = commands.add_parser("served", help="the server over its own store and encoder")
     added.add_argument("--store", choices=STORES, action="append", help="only this one; may be repeated")
+    added.add_argument("--cores", type=int, choices=(1, 2), default=1, help="that the server and the loop may use")
     added.add_argument("--rounds", type=int, default=served.ROUNDS)
     commands.add_parser("stages", help="one stage and two, from the ranking benchmark's cells")
     commands.add_parser("tables", help="write the tables and pictures")
@@ -42,7 +43,7 @@ def main(arguments: list[str] | None = None) -> None:
         return
     if asked.command == "served":
         for kind in asked.store or STORES:
-            print(served.measure(kind, asked.rounds), flush=True)
+            print(served.measure(kind, asked.rounds, placed="" if asked.cores == 1 else "-both-cores"), flush=True)
         return
     work = {"build": growth.build, "growth": growth.search}[asked.command]
     what = {"build": "build", "growth": "search"}[asked.command]

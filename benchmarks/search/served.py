@@ -13,7 +13,8 @@ One core is always busy then from a few clients on, and a latency says no more t
   what the store alone could answer; the threads beside them pause alike.
 
 The server, the loop and PostgreSQL's processes are pinned to one core and the load generator to another, so that both
-sides have the same processor and the generator takes none of it. The sides run in turn, the first to go alternating.
+sides have the same processor and the generator takes none of it. A second cell lets them have both cores, which they
+then share with the generator. The sides run in turn, the first to go alternating.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -56,31 +57,35 @@ ROUNDS = 5
 K = 20
 TEXTS = 400  # different queries
 CHECKED = 300  # queries whose recall is told
-SERVER_CORE, LOAD_CORE = 0, 1
+LOAD_CORE = 1
+CORES: dict[str, frozenset[int]] = {"": frozenset({0}), "-both-cores": frozenset({0, 1})}
+"""End of a cell's name -> the cores that the server, the loop and PostgreSQL may use."""
 _START_SECONDS = 120
 
 
-def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = None) -> dict[str, Any]:
+def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = None, placed: str = "") -> dict[str, Any]:
     """Run all comparisons on a store and write the cell.
 
     Args:
         kind: One of `opengcl.search.stores.STORES`.
         rounds: How often each side runs.
         clients: As `CLIENTS`.
+        placed: Of `CORES`.
     """
+    cores = CORES[placed]
     model, dataset = prepared_model(), RankedDataset.open(dataset_folder("fashion"), progress=False)
     with ExitStack() as stack:
         address, helpers = stack.enter_context(address_of(kind, cells.WORK / f"served-{kind}"))
         documents = _build(address, model, dataset)
         recall = _recall(address, model, dataset)
         for process in helpers:
-            os.sched_setaffinity(process, {SERVER_CORE})
+            os.sched_setaffinity(process, cores)
         servers = {
-            "vectors": stack.enter_context(server(model, address, cached=4096)),
-            "texts": stack.enter_context(server(model, address, cached=0)),
+            "vectors": stack.enter_context(server(model, address, cores, cached=4096)),
+            "texts": stack.enter_context(server(model, address, cores, cached=0)),
         }
-        load = stack.enter_context(worker(["benchmarks.search.load"], LOAD_CORE))
-        direct = stack.enter_context(worker(["benchmarks.search.direct", str(model), address], SERVER_CORE))
+        load = stack.enter_context(worker(["benchmarks.search.load"], {LOAD_CORE}))
+        direct = stack.enter_context(worker(["benchmarks.search.direct", str(model), address], cores))
         bench = Bench(servers, load, direct, _texts(dataset))
         counts = clients or CLIENTS
         found = {
@@ -94,7 +99,7 @@ def measure(kind: str, rounds: int = ROUNDS, clients: dict[int, int] | None = No
         }
     told = {"store": kind, "documents": documents, "recall@10": recall, "k": K, "rounds": rounds}
     content = {**told, "model": "all-MiniLM-L6-v2", **found}
-    cells.write(f"served/{kind}", content)
+    cells.write(f"served/{kind}{placed}", content)
     return content
 
 
@@ -226,8 +231,8 @@ def medians(runs: Sequence[dict[str, float]]) -> dict[str, float]:
 
 
 @contextmanager
-def worker(words: Sequence[str], core: int) -> Iterator[Worker]:
-    """A module of ours as a process pinned to a core."""
+def worker(words: Sequence[str], cores: Set[int]) -> Iterator[Worker]:
+    """A module of ours as a process pinned to some cores."""
     process = subprocess.Popen(
         [sys.executable, "-m", *words],
         stdin=subprocess.PIPE,
@@ -236,7 +241,7 @@ def worker(words: Sequence[str], core: int) -> Iterator[Worker]:
         cwd=cells.ROOT,
         env=_one_thread(),
     )
-    os.sched_setaffinity(process.pid, {core})  # before it has threads, which inherit it
+    os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
     with process:
         try:
             yield Worker(process)
@@ -245,8 +250,8 @@ def worker(words: Sequence[str], core: int) -> Iterator[Worker]:
 
 
 @contextmanager
-def server(model: Path, address: str, *, cached: int) -> Iterator[Server]:
-    """`opengcl serve` pinned to the server's core, once it answers.
+def server(model: Path, address: str, cores: Set[int], *, cached: int) -> Iterator[Server]:
+    """`opengcl serve` pinned to some cores, once it answers.
 
     Raises:
         RuntimeError: It doesn't.
@@ -264,7 +269,7 @@ def server(model: Path, address: str, *, cached: int) -> Iterator[Server]:
             cwd=cells.ROOT,
             env={**_one_thread(), "OPENGCL_STORE": address},
         )
-        os.sched_setaffinity(process.pid, {SERVER_CORE})  # before it has threads, which inherit it
+        os.sched_setaffinity(process.pid, cores)  # before it has threads, which inherit it
         try:
             _wait_until_ready(process, port, log)
             yield Server(process.pid, port)

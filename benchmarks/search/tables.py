@@ -48,15 +48,16 @@ def write_everything() -> None:
 def page_block() -> str:
     """All that was measured."""
     parts = ["## The server over its store", *(served_text(kind) for kind in STORES)]
+    parts += [served_text(kind, "-both-cores") for kind in STORES if cells.read(f"served/{kind}-both-cores")]
     parts += ["## From ten thousand documents to a million", growth_text()]
     parts += ["## One stage and two", stages_text()]
     return "\n\n".join(parts)
 
 
-def served_text(kind: str) -> str:
-    """A store's tables, and what of the aims is met."""
-    cell = cells.read(f"served/{kind}")
-    title = f"### {NAMES[kind]}"
+def served_text(kind: str, placed: str = "") -> str:
+    """A store's tables on cores of `benchmarks.search.served.CORES`, and what of the aims is met."""
+    cell = cells.read(f"served/{kind}{placed}")
+    title = f"### {NAMES[kind]}, {'both cores' if placed else 'one core'}"
     if cell is None:
         return f"{title}\n\n{NOTHING}"
     told = (
