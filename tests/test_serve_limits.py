@@ -194,6 +194,16 @@ def test_bytes_that_never_become_a_request(server: Running, begun: str, flood: s
     assert httpx2.get(f"{server.url}/healthz").status_code == 200
 
 
+@pytest.mark.parametrize("size", [LARGEST_HEAD // 2, LARGEST_HEAD - 200, LARGEST_HEAD + 10, 3 * LARGEST_HEAD])
+def test_a_long_address_is_answered(server: Running, size: int) -> None:
+    with connection(server) as raw:
+        raw.sendall(b"GET /documents/" + b"x" * size + b" HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        status, headers, body = answer(raw)
+    assert headers["content-type"] == "application/json"
+    assert status == (422 if size < LARGEST_HEAD else 400)  # an id has fewer letters
+    assert json.loads(body)["error"]["type"] == ("invalid" if size < LARGEST_HEAD else "bad_request")
+
+
 def pour(raw: socket.socket, text: str) -> None:
     for _ in range(500):
         raw.sendall(text.encode())

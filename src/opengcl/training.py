@@ -86,13 +86,15 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
     for opened in (dataset, judged):
         _check_skipped(opened, config.max_unreadable)
     objective = build_objective(config, dataset)
+    inputs = _inputs(objective.model, dataset, config)
+    judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
     with contextlib.ExitStack() as held:
         held.enter_context(_told_what_the_disk_said(out))
         if rank() == 0:
             _claim(out, config, dataset, judged, resume, held)
         wait_for_ranks()
         if not (out / ENDED).is_file():
-            _train(config, objective, dataset, judged, progress=progress)
+            _train(config, objective, (dataset, inputs), (judged, judged_inputs), progress=progress)
         if rank() == 0 and not (out / "report.html").is_file():
             write_report(out, judged, baseline=baseline)
         wait_for_ranks()
@@ -102,15 +104,14 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
 def _train(
     config: TrainConfig,
     objective: RankingObjective,
-    dataset: RankedDataset,
-    judged: RankedDataset,
+    trained: tuple[RankedDataset, tuple[Inputs, Inputs]],
+    evaluated: tuple[RankedDataset, tuple[Inputs, Inputs]],
     *,
     progress: bool,
 ) -> None:
     """From the last checkpoint, or the beginning, to the results."""
     out, shown = Path(config.out), progress and rank() == 0
-    inputs = _inputs(objective.model, dataset, config)
-    judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
+    (dataset, inputs), (judged, judged_inputs) = trained, evaluated
     with temporary_cache(out / "cache") as cache:
         _fill_caches(inputs, config, Path(cache) / "data", shown)
         if judged is not dataset:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from opengcl.serve.errors import ApiError
 from opengcl.serve.metrics import Metrics
@@ -227,11 +227,22 @@ class PatientProtocol(HttpToolsProtocol):
             self._cut.cancel()
 
     def data_received(self, data: bytes) -> None:
-        """Ends a connection whose head is too large."""
+        """Refuses a head that is too large, and cuts a connection with too much of anything else that is no body."""
         self._pending += len(data)
         super().data_received(data)
-        if self._pending > LARGEST_HEAD:
+        if self._pending <= LARGEST_HEAD or self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.send_400_response(f"the head of the request is over {LARGEST_HEAD:,} bytes, the limit")
+        else:
             self.transport.abort()
+
+    def send_400_response(self, msg: str) -> None:
+        """Says so in the form of all errors, and ends the connection."""
+        content = bytes(ApiError(400, msg).response().body)
+        head = f"content-type: application/json\r\ncontent-length: {len(content)}\r\nconnection: close\r\n\r\n"
+        self.transport.write(STATUS_LINE[400] + head.encode("ascii") + content)
+        self.transport.close()
 
     def on_headers_complete(self) -> None:
         """The head is whole."""
