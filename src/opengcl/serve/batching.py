@@ -154,11 +154,11 @@ class Batcher(Generic[Item, Result]):
 
     def _wait_for_others(self, queue: deque[_Waiting[Item, Result]]) -> None:
         since = queue[0].since
-        while (
-            len(queue) < self._expected and not self._closed and (left := since + self._max_wait - time.monotonic()) > 0
-        ):
+        until = since + self._max_wait
+        while len(queue) < self._expected and not self._closed and (left := until - time.monotonic()) > 0:
             self._changed.wait(left)
-        while len(queue) < self._max_batch and not self._closed and time.monotonic() < since + HELD and self._hold():
+        until = since + HELD
+        while len(queue) < self._max_batch and not self._closed and time.monotonic() < until and self._hold():
             self._changed.wait(_LOOK)
 
     def _finish(self, entries: list[_Waiting[Item, Result]]) -> None:
