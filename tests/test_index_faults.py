@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -31,6 +30,7 @@ from tests.index_stores import (  # noqa: F401 - a fixture
     store_uri,
     unit_vectors,
 )
+from tests.small_disks import mounted
 
 BATCH = 5
 
@@ -144,16 +144,8 @@ def test_a_full_disk_is_told_and_the_old_index_stays(kind: str, tmp_path: Path, 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A disk of 250 MB."""
-    folder = Path(tempfile.mkdtemp(prefix="disk-"))
-    mount = ["mount", "-t", "tmpfs", "-o", "size=250m,mode=755", "none", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no small disk can be mounted here (root may): {done.stderr.strip()}")
+    with mounted(250) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", str(folder)], capture_output=True, check=False)  # noqa: S607
-        folder.rmdir()
 
 
 @dataclass

@@ -24,8 +24,8 @@ from hypothesis import strategies as st
 from PIL import Image
 from sentence_transformers import SentenceTransformer
 
-from opengcl import inputs
 from opengcl.config import TrainConfig
+from opengcl.cores import usable_cores
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
 from opengcl.encode import encode, inputs_for
 from opengcl.evaluation import evaluate
@@ -399,4 +399,4 @@ def test_room_is_taken_where_the_system_has_no_call_for_it(tmp_path: Path, monke
     assert entry is not None
     assert (entry.folder / "pixels.bin").stat().st_size == np.prod(shape)
     assert len(entry.missing(np.zeros(500, dtype=np.uint64))) == 500
-    assert inputs._cores() >= 1
+    assert usable_cores() >= 1

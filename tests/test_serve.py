@@ -23,13 +23,13 @@ import pytest
 from PIL import Image
 
 from opengcl import cli
+from opengcl.cores import usable_cores
 from opengcl.encode import encode, encode_texts
 from opengcl.index import open_store
 from opengcl.serve import Settings
 from opengcl.serve.keys import ApiKeys
 from opengcl.serve.observe import access_log
 from opengcl.serve.run import is_local
-from opengcl.serve.settings import usable_cores
 from tests.builders import picture
 from tests.serving import FIELDS, Running, Shop, build, make_run, make_shop, running, vectors_of
 

@@ -185,13 +185,14 @@ def test_a_header_that_comes_too_slowly(server: Running) -> None:
     ],
     ids=["url", "header", "headers", "chunk", "trailer"],
 )
-def test_bytes_that_never_become_a_request(server: Running, begun: str, flood: str) -> None:
-    """They are not kept for long, whatever they are part of."""
-    with connection(server) as raw:
-        raw.sendall(begun.encode())
-        with pytest.raises((ConnectionError, BrokenPipeError)):
-            pour(raw, flood * (LARGEST_HEAD // len(flood)))
-    assert httpx2.get(f"{server.url}/healthz").status_code == 200
+def test_bytes_that_never_become_a_request(shop: Shop, begun: str, flood: str) -> None:
+    """They are not kept, whatever they are part of; and no limit of time ends them here."""
+    with running([shop], header_seconds=200.0, body_seconds=200.0, request_seconds=200.0) as server:
+        with connection(server) as raw:
+            raw.sendall(begun.encode())
+            with pytest.raises((ConnectionError, BrokenPipeError)):
+                pour(raw, flood * (LARGEST_HEAD // len(flood)))
+        assert httpx2.get(f"{server.url}/healthz").status_code == 200
 
 
 @pytest.mark.parametrize("size", [LARGEST_HEAD // 2, LARGEST_HEAD - 200, LARGEST_HEAD + 10, 3 * LARGEST_HEAD])

@@ -6,7 +6,6 @@ import gc
 import os
 import shutil
 import subprocess
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -18,22 +17,14 @@ from opengcl import TrainConfig, make_shop, train
 from opengcl.checkpoints import Checkpoints
 from opengcl.training import TrainError
 from tests.killed_runs import assert_same_run
+from tests.small_disks import mounted
 
 
 @pytest.fixture
 def small_disk() -> Iterator[Path]:
     """A disk of 40 MB."""
-    folder = Path(tempfile.mkdtemp(prefix="disk-"))
-    mount = ["mount", "-t", "tmpfs", "-o", "size=40m,mode=755", "none", str(folder)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-        if done.returncode:
-            pytest.skip(f"no small disk can be mounted here (root may): {done.stderr.strip()}")
+    with mounted(40) as folder:
         yield folder
-    finally:
-        gc.collect()  # files that are still mapped keep the disk busy
-        subprocess.run(["umount", str(folder)], capture_output=True, check=False)  # noqa: S607
-        folder.rmdir()
 
 
 def remount(disk: Path, how: str) -> None:

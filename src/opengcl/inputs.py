@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import os
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from opengcl.cores import usable_cores
 from opengcl.data import DataSetError, Records
 from opengcl.data.images import PictureError
 from opengcl.data.problems import EXAMPLES
@@ -41,6 +41,7 @@ Rows = Int[np.ndarray, " rows"]
 CHUNK_ROWS = 256
 MAX_UNREADABLE = 0.01
 """Share of a field's pictures that may turn out unreadable. A few rot in any catalogue; more say: a disk is missing."""
+_MOST_WORKERS = 8  # that decode pictures, where nothing else is said
 _BUILD_ROWS = 1024
 _DECODE_ROWS = 256
 logger = logging.getLogger(__name__)
@@ -130,7 +131,9 @@ class Inputs:
         for number, field in enumerate(self._fields):
             if self.records.fields[field] == "image":
                 if image_cache_bytes > 0:
-                    self._cache_pictures(field, image_cache_bytes, pictures, workers or _cores(), progress)
+                    self._cache_pictures(
+                        field, image_cache_bytes, pictures, workers or min(_MOST_WORKERS, usable_cores()), progress
+                    )
                 continue
             part = folder / str(number)  # a field's name may hold what a file's cannot
             part.mkdir(parents=True, exist_ok=True)
@@ -475,12 +478,6 @@ def _entry_name(form: PixelForm, records: Records, field: str) -> str:
     digest = hashlib.blake2b(content, digest_size=12)
     digest.update(_rows_with(records, field).tobytes())
     return digest.hexdigest()
-
-
-def _cores() -> int:
-    """Cores that this process may use, where the system tells (Linux), else all; up to eight."""
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return min(8, usable)
 
 
 def _chunks(rows: Rows, label: str, progress: bool) -> Iterator[tuple[int, Rows]]:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from opengcl.cores import usable_cores
 from opengcl.index import Filter, Index, StoreError, UnknownIndex, parse_filter, shorten
 from opengcl.index import Hit as Found
 from opengcl.serve import api
@@ -23,7 +24,7 @@ from opengcl.serve.errors import ApiError
 from opengcl.serve.live import LiveIndex
 from opengcl.serve.metrics import Metrics
 from opengcl.serve.pictures import decode_base64
-from opengcl.serve.settings import Settings, usable_cores
+from opengcl.serve.settings import Settings
 
 log = logging.getLogger(__name__)
 

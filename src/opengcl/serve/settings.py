@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from opengcl.cores import usable_cores
 from opengcl.data.images import MAX_BYTES, MAX_PIXELS
 
 
 class ServeError(ValueError):
     """A server that cannot be started as asked: what was found, and what is allowed."""
-
-
-def usable_cores() -> int:
-    """Cores that this process may use, where the system tells (Linux), else all."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
