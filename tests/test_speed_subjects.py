@@ -16,7 +16,11 @@ from benchmarks.speed.__main__ import subjects
 def test_searches_find_the_same_lists(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, size in (("QUERIES", 30), ("DOCUMENTS", 900), ("WIDTH", 16), ("DEPTH", 20)):
         monkeypatch.setattr(search, name, size)
-    (row,) = search.measure(2)
+    monkeypatch.setattr(search, "LIMITS", ((300, 32, 2, 4),))
+    monkeypatch.setattr("opengcl.search._multiplies_bfloat16", lambda _: True)
+    row, alone = search.measure(2)
+    assert alone.peer_name == "float32 alone"
+    assert len(alone.ours) == len(alone.peer) == 2
     assert len(row.ours) == len(row.peer) == 2
     assert row.about["same_place"] == 1.0
 

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 BLOCK_ELEMENTS, BLOCK_DOCUMENTS = 1 << 21, 1 << 14
 # Scores in bfloat16 that choose what to score in float32 pay with this many documents for each one wanted, queries in
 # a block, and components. Of them ROOM times k candidates are kept.
-HALVES_DOCUMENTS, HALVES_QUERIES, HALVES_WIDTH, ROOM = 256, 256, 128, 4
+HALVES_DOCUMENTS, HALVES_QUERIES, HALVES_WIDTH, ROOM = 256, 64, 128, 4
 PAIRS = 1024  # scored one by one at a time: their vectors stay in the processor's cache
 
 
