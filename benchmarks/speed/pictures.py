@@ -31,7 +31,7 @@ from . import Row, in_turn
 
 PEER = "sentence-transformers' image column"
 BATCH = 64
-DOCUMENTS = 256
+DOCUMENTS = 512
 QUERIES_A_DOCUMENT = 4  # of the epoch over judged pairs
 STEP_ROWS = 512
 

@@ -57,7 +57,6 @@ class PixelForm:
         trials = list(_trial_pictures())
         expected = [self._through_the_processor(trial) for trial in trials]
         self._quick = self._quick_way(trials, expected)
-        self._flat_table = torch.from_numpy(self._table.reshape(-1))
         decoders = [PIL.__version__, *(str(features.version(name)) for name in ("libjpeg_turbo", "jpg", "zlib"))]
         digest = hashlib.blake2b("\n".join(decoders).encode(), digest_size=12)
         for part in (self._table, *expected):
@@ -74,10 +73,12 @@ class PixelForm:
 
     def floats(self, pixels: UInt8[np.ndarray, "rows channels height width"]) -> Float[Tensor, "rows c h w"]:
         """What the encoder's ``preprocess`` gives as ``pixel_values``, float32, bit for bit."""
-        levels = torch.from_numpy(pixels).to(torch.int32)
-        for channel in range(1, self.shape[0]):
-            levels[:, channel] += 256 * channel
-        return torch.index_select(self._flat_table, 0, levels.view(-1)).view(levels.shape)
+        values = np.empty(pixels.shape, dtype=np.float32)
+        # NumPy's, a channel at a time, takes a quarter of the time of torch's index_select, which wants wide indices.
+        for picture, into in zip(pixels, values, strict=True):
+            for channel, table in enumerate(self._table):
+                np.take(table, picture[channel], out=into[channel], mode="clip")  # no byte is out of range
+        return torch.from_numpy(values)
 
     def _ask_form(self) -> tuple[dict[str, Any], tuple[int, int, int]]:
         made = dict(self._encoder.preprocess([Image.new("RGB", (64, 64))]))
