@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -20,6 +21,7 @@ from opengcl.model import BiEncoder, FieldMix
 from opengcl.run_metrics import metrics_of_files
 
 from .builders import clip, ranked
+from .small_disks import mounted
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +143,18 @@ def test_vectors_in_a_file_give_the_same_numbers(
     in_memory = evaluate(model, dataset)
     monkeypatch.setattr(opengcl.evaluation, "_IN_MEMORY", 0)
     assert evaluate(model, dataset).per_query.equals(in_memory.per_query)
+
+
+def test_no_room_for_vectors_in_a_file_is_told(
+    dataset: RankedDataset, model: BiEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(opengcl.evaluation, "_IN_MEMORY", 0)
+    monkeypatch.setattr(opengcl.evaluation, "encode", None)  # found before anything is encoded
+    with mounted(1) as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))
+        (disk / "ballast").write_bytes(bytes(1 << 20))
+        with pytest.raises(OSError, match=rf"no room for \d+ vectors; TMPDIR names another folder: '{disk}"):
+            evaluate(model, dataset)
 
 
 def test_rows_without_a_vector_are_found_block_by_block(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from opengcl import RankedDataset, TrainConfig, make_shop, train
+from opengcl import RankedDataset, TrainConfig, make_shop, run_identity, train
 from opengcl.checkpoints import Checkpoints
 from opengcl.data.changes import changes, described
 from opengcl.training import TrainError
@@ -214,3 +214,29 @@ def test_other_versions_are_told(config: TrainConfig, caplog: pytest.LogCaptureF
     file.write_text(json.dumps(content))
     train(config, resume=True, progress=False)
     assert "torch was 1.0, now" in caplog.text
+
+
+@pytest.mark.parametrize("towers", [False, True])
+def test_changed_files_of_a_model_in_a_folder_are_refused(towers: bool, begun: TrainConfig, tmp_path: Path) -> None:
+    texts, images = tmp_path / "texts", tmp_path / "images"
+    for folder in (texts, images):
+        (folder / "0_Transformer").mkdir(parents=True)
+        (folder / "0_Transformer" / "tokenizer.json").write_text("{}")
+        (folder / "modules.json").write_text("[]")
+    config = replace(begun, model=f"text={texts},image={images}" if towers else str(texts), out=str(tmp_path / "run"))
+    data = {"data": RankedDataset.open(begun.data, progress=False)}
+    Path(config.out).mkdir()
+    run_identity.begin(Path(config.out), config, data)
+    run_identity.check(Path(config.out), config, data)
+    folder = images if towers else texts
+    (folder / "0_Transformer" / "tokenizer.json").write_text('{"model": 1}')
+    (folder / "modules.json").unlink()
+    (folder / "new.json").write_text("1")
+    with pytest.raises(TrainError) as caught:
+        run_identity.check(Path(config.out), config, data)
+    for told in (
+        r"tokenizer\.json \(SHA-256 44136fa355b3678a\.\.\. then, SHA-256 \w+\.\.\. now\)",
+        r"modules\.json \(.* then, no file now\)",
+    ):
+        assert re.search(told, str(caught.value))
+    assert "new.json (no file then, SHA-256 6b86b273ff34fce1... now)" in str(caught.value)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -74,3 +76,11 @@ def test_scaling_refuses_an_empty_range_and_an_unknown_unit() -> None:
         scale_scores(np.array([1.0]), np.array([0]), low=1, high=1)
     with pytest.raises(ValueError, match="use one of dataset, query"):
         scale_scores(np.array([1.0]), np.array([0]), by="split", low=0, high=1)
+
+
+@pytest.mark.parametrize("spec", ["exponential:decay=10,floor=0.5", "piecewise:1=0,98=0.5,100=2", f"{__name__}:halve"])
+def test_weight_functions_travel_to_spawned_processes(spec: str) -> None:
+    scores = np.array([100.0, 98.0, 1.0])
+    function = weight_function(spec)
+    travelled = pickle.loads(pickle.dumps(function))  # noqa: S301 - what multiprocessing does
+    np.testing.assert_array_equal(travelled(scores), function(scores))

@@ -24,6 +24,7 @@ from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.model import BiEncoder, Side
 from opengcl.per_query import KEYS, per_query_table, write_per_query
 from opengcl.search import exact_top_k
+from opengcl.whole_files import take_room
 
 LISTED = 10  # documents of each query that results.parquet keeps
 _BLOCK_QUERIES = 512
@@ -280,7 +281,15 @@ def _vectors(
     shape = (len(rows), model.encoder.get_embedding_dimension() or 0)
     matrix = None
     if 4 * shape[0] * shape[1] > _IN_MEMORY:
-        matrix = np.memmap(Path(folder) / f"{side}.{rank()}.bin", dtype=np.float32, mode="w+", shape=shape)
+        file = Path(folder) / f"{side}.{rank()}.bin"
+        try:
+            with file.open("wb") as stream:
+                take_room(stream, 4 * shape[0] * shape[1])
+        except OSError as error:
+            raise OSError(
+                error.errno, f"no room for {shape[0]:,} vectors; TMPDIR names another folder", folder
+            ) from error
+        matrix = np.memmap(file, dtype=np.float32, mode="r+", shape=shape)
     vectors = encode(model, records, side, rows, inputs=inputs, into=matrix, zero_unreadable=True, progress=progress)
     return Vectors(rows, vectors)
 

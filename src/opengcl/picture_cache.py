@@ -16,12 +16,13 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8, UInt32, UInt64
 
 from opengcl.data import cache as dataset_cache
+from opengcl.whole_files import take_room
 
 LAYOUT = 1
 """Version of the files; part of every entry's name."""
@@ -171,22 +172,12 @@ def _create(folder: Path, shape: tuple[int, int, int, int], about: dict[str, Any
     try:
         for name, size in ((_PIXELS, int(np.prod(shape, dtype=np.int64))), (_ROWS, shape[0] * _ROW.itemsize)):
             with (folder / name).open("wb") as file:
-                _take(file, max(size, 1))
+                take_room(file, max(size, 1))
         meta = {"layout": LAYOUT, "shape": list(shape), **about}
         (folder / META).write_text(json.dumps(meta, indent=1) + "\n", encoding="utf-8")
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
-
-
-def _take(file: BinaryIO, size: int) -> None:
-    """The room on the disk, now: a full one is an error here, and not a crash at some write to mapped memory."""
-    if hasattr(os, "posix_fallocate"):
-        os.posix_fallocate(file.fileno(), 0, size)
-        return
-    zeros = bytes(1 << 20)  # macOS has no such call, and files that are only made long hold no room
-    for start in range(0, size, len(zeros)):
-        file.write(zeros[: size - start])
 
 
 def _require_whole(folder: Path, shape: tuple[int, int, int, int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import logging
 import shutil
@@ -28,6 +29,7 @@ from opengcl.whole_files import put, put_text
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
 _BEGINNING = (LOCK, DATA, f".{DATA}.partial", f".{CONFIG}.partial")
 PICTURES = "pictures.npz"
+_KEPT = ("data", "model", "begun")
 FREE = ("out", "device", "workers", "image_cache_gb", "max_unreadable")
 """Settings that may change on resume: where and how fast, not what."""
 
@@ -72,7 +74,11 @@ def begin(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
     # config.yaml is written last: without it, the rest is what a kill left of a beginning.
     if (out / CONFIG).exists() or any(file.name not in _BEGINNING for file in out.iterdir()):
         raise TrainError(f"{out} is not empty; resume the run in it, or choose another folder")
-    content = {"data": {role: described(one) for role, one in data.items()}, "begun": _surroundings()}
+    content = {
+        "data": {role: described(one) for role, one in data.items()},
+        "model": _model_files(config.model),
+        "begun": _surroundings(),
+    }
     put_text(out / DATA, json.dumps(content, indent=1) + "\n")
     put_text(out / CONFIG, config.to_yaml())
 
@@ -88,6 +94,7 @@ def check(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
     _check_settings(out, load_config(out / CONFIG, {}), config)
     before = _read(out / DATA)
     _check_data(out, before["data"], data)
+    _check_model(out, before["model"], _model_files(config.model))
     for name, value in _surroundings().items():
         found = before["begun"].get(name)
         if found != value:
@@ -153,6 +160,29 @@ def _check_data(out: Path, before: Mapping[str, Any], now: Mapping[str, RankedDa
             raise TrainError(f"{out}: the data set has changed since this run began ({role}): {'; '.join(told)}")
 
 
+def _model_files(model: str) -> dict[str, str]:
+    """File -> SHA-256 of each folder that ``--model`` names; a run takes its tokenizer from there, resumed ones too."""
+    folders = [Path(part.rpartition("=")[2]) for part in model.split(",")] if "=" in model else [Path(model)]
+    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*")) if file.is_file()]
+    return {str(file): _sha256(file) for file in files}
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()
+
+
+def _check_model(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -> None:
+    changed = [name for name in sorted({*before, *now}) if before.get(name) != now.get(name)]
+    if changed:
+        told = [f"{name} ({_short(before.get(name))} then, {_short(now.get(name))} now)" for name in changed[:EXAMPLES]]
+        raise TrainError(f"{out}: the model's files have changed since this run began: {'; '.join(told)}")
+
+
+def _short(digest: str | None) -> str:
+    return f"SHA-256 {digest[:16]}..." if digest else "no file"
+
+
 def _compare_pictures(
     before: Mapping[tuple[str, ...], np.ndarray],
     now: Mapping[tuple[str, ...], np.ndarray],
@@ -197,8 +227,8 @@ def _surroundings() -> dict[str, Any]:
 def _read(file: Path) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-        if isinstance(content, dict) and {"data", "begun"} <= set(content):
+        if isinstance(content, dict) and set(_KEPT) <= set(content):
             return content
     except (OSError, ValueError) as error:
         raise TrainError(f"{file}: cannot be read: {error}") from error
-    raise TrainError(f"{file}: holds no 'data' and 'begun'; the run began with another version of opengcl")
+    raise TrainError(f"{file}: does not hold {', '.join(_KEPT)}; the run began with another version of opengcl")

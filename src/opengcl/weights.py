@@ -6,9 +6,11 @@ Every function takes scores s in [1, 100] (rank r = 101 - s) and gives weights >
 
 from __future__ import annotations
 
+import functools
 import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
@@ -90,10 +92,9 @@ def weight_function(spec: str) -> WeightFunction:
     name, _, rest = spec.partition(":")
     if name in WEIGHTS:
         options = _options(name, rest)
-        function: Callable[..., Scores] = WEIGHTS[name]
-        return _checked(spec, lambda scores: function(scores, **options))
+        return _Checked(spec, functools.partial(WEIGHTS[name], **options))
     if rest and "=" not in rest:
-        return _checked(spec, _import_function(name, rest))
+        return _Checked(spec, _import_function(name, rest))
     raise ValueError(
         f"weight function {spec!r} is unknown; use one of {', '.join(WEIGHTS)} "
         "(options as exponential:decay=10), or the import path of a function as package.module:function"
@@ -177,18 +178,24 @@ def _import_function(module: str, name: str) -> WeightFunction:
     return function
 
 
-def _checked(spec: str, function: WeightFunction) -> WeightFunction:
-    def checked(scores: Scores) -> Scores:
-        weights = np.asarray(function(scores), dtype=np.float64)
+@dataclass(frozen=True)
+class _Checked:
+    """A weight function whose results are checked; of module level, so that it travels to spawned processes."""
+
+    spec: str
+    function: WeightFunction
+
+    def __post_init__(self) -> None:
+        self(np.array([LOWEST, 50.0, HIGHEST]))  # a wrong function fails here, not in the first batch
+
+    def __call__(self, scores: Scores) -> Scores:
+        weights = np.asarray(self.function(scores), dtype=np.float64)
         if weights.shape != scores.shape:
-            raise ValueError(f"weight function {spec!r} returned shape {weights.shape} for {scores.shape} scores")
+            raise ValueError(f"weight function {self.spec!r} returned shape {weights.shape} for {scores.shape} scores")
         bad = ~np.isfinite(weights) | (weights < 0)
         if bad.any():
             at = int(np.flatnonzero(bad)[0])
             raise ValueError(
-                f"weight function {spec!r} gave {weights[at]} for score {scores[at]}; weights must be >= 0"
+                f"weight function {self.spec!r} gave {weights[at]} for score {scores[at]}; weights must be >= 0"
             )
         return weights
-
-    checked(np.array([LOWEST, 50.0, HIGHEST]))  # a wrong function fails here, not in the first batch
-    return checked

@@ -1,9 +1,10 @@
-"""Files and folders that are there whole or not at all, also after a kill or a power cut."""
+"""Files and folders that are there whole or not at all, also after a kill or a power cut; and room for them."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import BinaryIO
 
 
 def put_text(file: Path, text: str) -> None:
@@ -33,3 +34,19 @@ def _sync(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def take_room(file: BinaryIO, size: int) -> None:
+    """Takes the room on the disk for a new file of ``size`` bytes that will be memory-mapped.
+
+    A full disk is an error here, and not a crash at some write to mapped memory.
+
+    Raises:
+        OSError: There is no room.
+    """
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(file.fileno(), 0, size)
+        return
+    zeros = bytes(1 << 20)  # macOS has no such call, and files that are only made long hold no room
+    for start in range(0, size, len(zeros)):
+        file.write(zeros[: size - start])
