@@ -28,7 +28,7 @@ FIRST = (
     "x-clr-documents",
 )
 SECOND_RULE = ("clip", "paper", "ours", "ours-shuffled", "full-row", "bixse", "x-clr", "m3-kd")
-PICTURES = ("clip", "ours", "paper", "x-clr")
+PICTURES = ("clip", "ours", "ours-drawn", "paper", "x-clr")
 TWO_FIELDS = ("paper-pairwise", "paper-both")
 
 

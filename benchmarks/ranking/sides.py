@@ -79,6 +79,7 @@ SIDES: dict[str, Side] = {
     "full-row-documents": _gcl("full_row, exponential, 960 documents x 4", "exponential", "full_row", **DOCUMENTS),
     "full-row-queries": Side("full_row towards queries, steep weights with a floor, 960 documents x 4", "ours", FLOOR),
     "ours": Side("ranked towards queries, exponential, 960 documents x 4", "ours", OURS, STEEPER),
+    "ours-drawn": Side("ours, documents drawn as often as judged", "ours", {**OURS, "sampling_exponent": 1.0}, STEEPER),
     "ours-pairs": Side("ranked towards queries, exponential, pairs", "ours", {**OURS, **PLAIN}, STEEPER),
     "ours-constant": Side("ours without scores (control)", "ours", {**OURS, "weights": "constant"}),
     "ours-shuffled": Side("ours, scores shuffled in each query (control)", "ours", OURS, STEEPER, data="shuffled"),

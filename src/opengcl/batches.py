@@ -77,17 +77,24 @@ class GroupedBatches:
 
 
 class DocumentBatches:
-    """Documents are drawn evenly, and each comes with ``queries_per_doc`` of the queries it is judged for.
+    """Documents are drawn, and each comes with ``queries_per_doc`` of the queries it is judged for.
 
     Drawn pair by pair, a document that is judged for a hundred queries comes a hundred times as often as one that is
-    judged for one. Here each comes as often as the other, is encoded once a batch, and serves several queries.
+    judged for one. Here it comes as often as the other, or n^``exponent`` times as often with n times as many
+    judgements; it is encoded once a batch, and serves several queries.
 
     A batch has ``batch_size // queries_per_doc`` documents, and fewer pairs where documents have fewer judgements. An
-    epoch has as many batches as pairs would fill; every document comes once before any comes again.
+    epoch has as many batches as pairs would fill; drawn evenly, every document comes once before any comes again.
     """
 
     def __init__(
-        self, pairs: Pairs, documents: Int[np.ndarray, " pairs"], batch_size: int, queries_per_doc: int, seed: int
+        self,
+        pairs: Pairs,
+        documents: Int[np.ndarray, " pairs"],
+        batch_size: int,
+        queries_per_doc: int,
+        seed: int,
+        exponent: float = 0.0,
     ) -> None:
         if not 1 <= queries_per_doc <= batch_size:
             raise ValueError(
@@ -100,7 +107,7 @@ class DocumentBatches:
         _, self._starts, self._counts = np.unique(documents[by_document], return_index=True, return_counts=True)
         self._drawn = min(max(1, batch_size // queries_per_doc), len(self._starts))
         self._batches = max(1, len(pairs) // batch_size)
-        self._queries_per_doc, self._seed = queries_per_doc, seed
+        self._queries_per_doc, self._seed, self._exponent = queries_per_doc, seed, exponent
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -112,7 +119,7 @@ class DocumentBatches:
             raise IndexError(f"batch {number} of an epoch of {len(self)}")
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffled(epoch), epoch
-        # Where one order of the documents ends and the next begins, a document may come twice.
+        # A document may come twice: where one order ends and the next begins, or by the exponent. It counts once.
         drawn = np.unique(self._order[number * self._drawn : (number + 1) * self._drawn])
         places = _ranges(self._starts[drawn], self._starts[drawn] + self._counts[drawn])
         owner = np.repeat(np.arange(len(drawn)), self._counts[drawn])
@@ -123,10 +130,20 @@ class DocumentBatches:
         return self._pairs[places[shuffled[kept]]]
 
     def _shuffled(self, epoch: int) -> Int[np.ndarray, " drawn"]:
-        """Documents in the order in which the epoch draws them: whole random orders, one after the other."""
+        """Documents in the order in which the epoch draws them."""
         generator, documents = np.random.default_rng([self._seed, epoch]), len(self._starts)
-        orders = -(-len(self) * self._drawn // documents)
-        return np.concatenate([generator.permutation(documents) for _ in range(orders)])
+        draws = len(self) * self._drawn
+        if self._exponent == 0:  # whole random orders, one after the other
+            return np.concatenate([generator.permutation(documents) for _ in range(-(-draws // documents))])
+        share = self._counts.astype(np.float64) ** self._exponent
+        expected = draws * share / share.sum()
+        times = np.floor(expected + generator.random(documents)).astype(
+            np.int64
+        )  # right in the mean, and no more random
+        order = np.repeat(np.arange(documents), times)
+        generator.shuffle(order)
+        missing = generator.choice(documents, max(0, draws - len(order)), p=share / share.sum())
+        return np.concatenate([order[:draws], missing])
 
 
 class _EpochOrder:

@@ -63,9 +63,14 @@ class TrainConfig:
     docs_per_query: int | None = None
     """Documents of a query that come together."""
     queries_per_doc: int | None = None
-    """Queries that come with each document, ``batch_size // queries_per_doc`` documents drawn evenly; 0: single pairs.
+    """Queries that come with each document, ``batch_size // queries_per_doc`` documents a batch; 0: single pairs.
 
     When not given: 4 for ``full_row`` and ``ranked`` without ``docs_per_query``, else 0.
+    """
+    sampling_exponent: float = 0.0
+    """With ``queries_per_doc``: documents are drawn in proportion to the number of their training pairs to this power.
+
+    0: evenly. 1: as often as by pairs. In [0, 2].
     """
     learning_rate: float | None = None
     """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
@@ -126,6 +131,7 @@ class TrainConfig:
             ("batch_size", 2, float("inf")),
             ("docs_per_query", 1, self.batch_size),
             ("queries_per_doc", 0, self.batch_size),
+            ("sampling_exponent", 0, 2),
             ("learning_rate", 1e-12, float("inf")),
             ("warmup", 0, 0.999),
             ("weight_decay", 0, float("inf")),
@@ -151,6 +157,10 @@ class TrainConfig:
         weight_function(self.weights)
         if self.docs_per_query and self.queries_per_doc:
             raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
+        if self.sampling_exponent and not self.used_queries_per_doc:
+            raise ConfigError(
+                f"sampling_exponent is {self.sampling_exponent:g}, but no documents are drawn; give queries_per_doc too"
+            )
         if self.target not in TARGETS and ":" not in self.target:
             raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
 

@@ -502,7 +502,9 @@ def make_batches(config: TrainConfig, dataset: RankedDataset, pairs: Pairs | Non
     pairs = dataset.splits.training_pairs() if pairs is None else pairs
     if config.used_queries_per_doc:
         documents = dataset.qrels.document[pairs]
-        return DocumentBatches(pairs, documents, config.batch_size, config.used_queries_per_doc, config.seed)
+        return DocumentBatches(
+            pairs, documents, config.batch_size, config.used_queries_per_doc, config.seed, config.sampling_exponent
+        )
     if config.docs_per_query is not None:
         queries = dataset.qrels.query[pairs]
         return GroupedBatches(pairs, queries, config.batch_size, config.docs_per_query, config.seed)
