@@ -130,6 +130,35 @@ def test_documents_come_evenly_however_often_they_are_judged() -> None:
     assert len([count for count in rare if count]) > 40  # every time other queries
 
 
+@pytest.mark.parametrize("exponent", [0.5, 1.0])
+def test_documents_come_by_a_power_of_how_often_they_are_judged(exponent: float) -> None:
+    counts = np.repeat([1, 4, 16, 64], 60)
+    documents = np.repeat(np.arange(240), counts)[np.random.default_rng(1).permutation(counts.sum())]
+    batches = DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed=2, exponent=exponent)
+    again = DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed=2, exponent=exponent)
+    drawn, epochs = np.zeros(240), 6
+    for epoch in range(epochs):
+        for number in range(len(batches)):
+            batch = batches.pairs(epoch, number)
+            np.testing.assert_array_equal(batch, again.pairs(epoch, number))
+            found, times = np.unique(documents[batch], return_counts=True)
+            assert len(found) <= 4
+            np.testing.assert_array_equal(times, np.minimum(3, counts[found]))
+            drawn[found] += 1
+    share = counts**exponent
+    expected = epochs * len(batches) * 4 * share / share.sum()
+    # Of four draws a batch few fall on the same document, which then counts once.
+    assert drawn.sum() > 0.97 * expected.sum()
+    for count in (1, 4, 16, 64):
+        assert drawn[counts == count].mean() == pytest.approx(expected[counts == count].mean(), rel=0.05)
+
+
+def test_an_exponent_draws_whole_epochs_of_few_documents() -> None:
+    batches = DocumentBatches(np.arange(40), np.repeat(np.arange(3), [37, 2, 1]), 8, 2, seed=0, exponent=1.0)
+    for epoch in range(20):
+        assert all(len(batches.pairs(epoch, number)) >= 1 for number in range(len(batches)))
+
+
 def test_more_documents_a_batch_than_there_are() -> None:
     batches = DocumentBatches(np.arange(6), np.array([0, 0, 0, 1, 1, 2]), 6, 1, seed=0)
     assert len(batches) == 1

@@ -36,6 +36,8 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
         ({"batch_size": 8, "docs_per_query": 9}, "docs_per_query is 9; it must lie between 1 and 8"),
         ({"batch_size": 8, "queries_per_doc": 9}, "queries_per_doc is 9; it must lie between 0 and 8"),
         ({"docs_per_query": 2, "queries_per_doc": 2}, "docs_per_query and queries_per_doc are two ways"),
+        ({"sampling_exponent": 3}, "sampling_exponent is 3; it must lie between 0 and 2"),
+        ({"target": "diagonal", "sampling_exponent": 1}, "sampling_exponent is 1, but no documents are drawn; give"),
         ({"batch_size": "many"}, "batch_size is 'many', a str; allowed: int"),
         ({"batch_size": True}, "batch_size is True, a bool; allowed: int"),
         ({"learn_temperature": 1}, "learn_temperature is 1, a int; allowed: bool"),

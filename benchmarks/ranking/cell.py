@@ -185,7 +185,8 @@ def encoded_rows(config: TrainConfig) -> np.ndarray:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     kept = ("model", "fields", "combine", "weights", "target", "direction", "temperature", "learning_rate", "epochs")
-    kept += ("batch_size", "docs_per_query", "queries_per_doc", "sampling_exponent", "weight_decay", "schedule", "warmup")
+    kept += ("batch_size", "docs_per_query", "queries_per_doc", "sampling_exponent", "weight_decay")
+    kept += ("schedule", "warmup")
     return {name: getattr(config, name) for name in kept}
 
 
