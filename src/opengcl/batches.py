@@ -137,9 +137,8 @@ class DocumentBatches:
             return np.concatenate([generator.permutation(documents) for _ in range(-(-draws // documents))])
         share = self._counts.astype(np.float64) ** self._exponent
         expected = draws * share / share.sum()
-        times = np.floor(expected + generator.random(documents)).astype(
-            np.int64
-        )  # right in the mean, and no more random
+        # Right in the mean, and no further from it than to the next whole number.
+        times = np.floor(expected + generator.random(documents)).astype(np.int64)
         order = np.repeat(np.arange(documents), times)
         generator.shuffle(order)
         missing = generator.choice(documents, max(0, draws - len(order)), p=share / share.sum())

@@ -163,8 +163,10 @@ def _check_data(out: Path, before: Mapping[str, Any], now: Mapping[str, RankedDa
 def _model_files(model: str) -> dict[str, str]:
     """File -> SHA-256 of each folder that ``--model`` names; a run takes its tokenizer from there, resumed ones too."""
     folders = [Path(part.rpartition("=")[2]) for part in model.split(",")] if "=" in model else [Path(model)]
-    files = [file for folder in folders if folder.is_dir() for file in sorted(folder.rglob("*")) if file.is_file()]
-    return {str(file): _sha256(file) for file in files}
+    found = [(file, file.relative_to(folder)) for folder in folders if folder.is_dir() for file in folder.rglob("*")]
+    hidden = (".", "__pycache__")  # such as .git, which holds large files twice
+    files = [file for file, inner in found if not any(part.startswith(hidden) for part in inner.parts)]
+    return {str(file): _sha256(file) for file in sorted(files) if file.is_file()}
 
 
 def _sha256(file: Path) -> str:
