@@ -41,7 +41,7 @@ def small(tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(data, "MADE", tmp_path / "made")
     monkeypatch.setattr(cell_file, "RESULTS", tmp_path / "results")
     monkeypatch.setattr(cells, "RUNS", tmp_path / "runs")
-    monkeypatch.setitem(cells.FIELDS, "title", Fields({"title": 1.0}, "static", 6))
+    monkeypatch.setitem(cells.FIELDS, "title", Fields({"title": 1.0}, "static", 6, "ours"))
     monkeypatch.setattr(cells, "EVALUATIONS", 2)
     return tmp_path
 
@@ -99,8 +99,9 @@ def test_a_cell_is_tuned_trained_and_written_once(monkeypatch: pytest.MonkeyPatc
 def test_steps_are_timed_in_turn_and_counted() -> None:
     for side in ("clip", "ours"):
         write_json(Cell("fashion", "title", side, 0).place.tuning, {"chosen": {"learning_rate": 1e-3}})
-    file = cost.measure("fashion", "title", ("clip", "ours"), rounds=3, steps=2)
+    file = cost.measure("fashion", "title", rounds=3, steps=2)
     content = json.loads(file.read_text())
+    assert list(content["sides"]) == ["clip", "ours"]  # the main sides that are tuned
     assert file == cell_file.cost_file("fashion", "title")
     config = Cell("fashion", "title", "clip", 0).config(Path("unused"), cost.WARM_UP + 6)
     encoded = cells.encoded_rows(config)

@@ -15,6 +15,7 @@ import os
 import sys
 
 from .cell import FIELDS, ROOT, Cell
+from .cost import ROUNDS, STEPS, measure
 from .data import DATA
 from .matrix import run_alone, run_matrix
 from .sides import SIDES
@@ -40,6 +41,9 @@ def main() -> None:
     cost = commands.add_parser("cost", help="what a training step costs, side by side")
     cost.add_argument("data", choices=DATA)
     cost.add_argument("fields", choices=FIELDS)
+    cost.add_argument("--side", choices=SIDES, action="append", help="may be repeated; the main ones when not given")
+    cost.add_argument("--rounds", type=int, default=ROUNDS, help="the median is taken; %(default)s when not given")
+    cost.add_argument("--steps", type=int, default=STEPS, help="of a side in a round; %(default)s when not given")
     commands.add_parser("tables", help="write the tables and plots")
     asked = parser.parse_args()
     os.chdir(ROOT)
@@ -49,10 +53,8 @@ def main() -> None:
     elif asked.command == "matrix":
         sys.exit(run_matrix(asked.jobs, asked.data, asked.fields, asked.side, asked.seed))
     elif asked.command == "cost":
-        from .cost import measure
-
         os.environ["OMP_NUM_THREADS"] = "1"
-        print(measure(asked.data, asked.fields))
+        print(measure(asked.data, asked.fields, asked.side, rounds=asked.rounds, steps=asked.steps))
     else:
         from .tables import write_everything
 

@@ -25,17 +25,19 @@ from opengcl.weights import weight_function
 from .cell import Cell, tune
 from .cell_file import cost_file, provenance, write_json
 
-SIDES = ("clip", "paper", "ours", "full-row", "bixse", "x-clr", "m3-kd")
+MAIN = ("clip", "paper", "ours", "ours-drawn", "full-row", "bixse", "x-clr", "m3-kd")
 ROUNDS, STEPS, WARM_UP = 7, 20, 5
 
 
-def measure(data: str, fields: str, sides: Sequence[str] = SIDES, *, rounds: int = ROUNDS, steps: int = STEPS) -> Path:
+def measure(
+    data: str, fields: str, sides: Sequence[str] | None = None, *, rounds: int = ROUNDS, steps: int = STEPS
+) -> Path:
     """Time the sides and write ``cost.json`` beside their cells.
 
     Args:
         data: The data set's name.
         fields: The fields' name.
-        sides: Which; each is tuned already.
+        sides: Which; those of `MAIN` that are tuned there when not given.
         rounds: Of which the median is taken.
         steps: Of a side in a round.
 
@@ -44,6 +46,8 @@ def measure(data: str, fields: str, sides: Sequence[str] = SIDES, *, rounds: int
         step encodes in the mean.
     """
     torch.set_num_threads(1)
+    if sides is None:
+        sides = [side for side in MAIN if Cell(data, fields, side, 0).place.tuning.is_file()]
     rows: dict[str, dict[str, Any]] = {}
     with TemporaryDirectory() as folder:
         timed = {}

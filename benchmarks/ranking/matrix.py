@@ -27,16 +27,28 @@ FIRST = (
     "bixse-documents",
     "x-clr-documents",
 )
-SECOND_RULE = ("clip", "paper", "ours", "ours-shuffled", "full-row", "bixse", "x-clr", "m3-kd")
+SECOND_RULE = (
+    "clip",
+    "paper",
+    "ours",
+    "full-row",
+    "bixse",
+    "x-clr",
+    "m3-kd",
+    "clip-evenly",
+    "paper-shuffled",
+    "ours-shuffled",
+)
 PICTURES = ("clip", "ours", "ours-drawn", "paper", "x-clr")
+PICTURES_ALONE = ("ours-fifth",)
 TWO_FIELDS = ("paper-pairwise", "paper-both")
 
 
 def cells() -> list[Cell]:
     """All cells, a seed of every side before the next seed, so that a matrix cut short is even."""
-    order = [*FIRST, *(side for side in SIDES if side not in (*FIRST, *TWO_FIELDS))]
+    order = [*FIRST, *(side for side in SIDES if side not in (*FIRST, *PICTURES_ALONE, *TWO_FIELDS))]
     blocks: list[tuple[str, str, Sequence[str]]] = [("fashion", "title", order), ("teacher", "title", SECOND_RULE)]
-    blocks += [("fashion", "image", PICTURES), ("fashion", "image+title", (*PICTURES, *TWO_FIELDS))]
+    blocks += [("fashion", "image", (*PICTURES, *PICTURES_ALONE)), ("fashion", "image+title", (*PICTURES, *TWO_FIELDS))]
     return [Cell(data, fields, side, seed) for data, fields, sides in blocks for seed in SEEDS for side in sides]
 
 

@@ -20,7 +20,7 @@ from opengcl.run_folder import read_lists, read_run
 from opengcl.shown_queries import ideal_rows, judged_scores
 from opengcl.strip import ranking_strip
 
-from .cell import ROOT, Cell
+from .cell import FIELDS, ROOT, Cell
 from .data import dataset_folder
 
 IMAGES = ROOT / "docs" / "images"
@@ -399,14 +399,14 @@ def _svg(width: float, height: float, title: str, parts: Iterable[str]) -> str:
 
 
 def before_and_after(
-    ours: str, *, data: str = "fashion", fields: str = "image+title", split: str = "novel_query", k: int = 8
+    data: str = "fashion", fields: str = "image+title", split: str = "novel_query", k: int = 8
 ) -> Path | None:
     """One query's lists from CLIP, from ours and ideal: of the split's test queries for shoes the one of median gain.
 
     Returns:
         The picture, or None where a run folder is missing and the picture stays as it is.
     """
-    folders = [Cell(data, fields, side, 0).run_folder for side in ("clip", ours)]
+    folders = [Cell(data, fields, side, 0).run_folder for side in ("clip", FIELDS[fields].ours)]
     if not all((folder / "metrics.json").is_file() for folder in folders):
         return None
     runs = [read_run(folder) for folder in folders]

@@ -11,16 +11,16 @@ from typing import Any
 RIVALS = "benchmarks.ranking.rivals"
 LENT = "published, our batches"
 TOP = "InfoNCETopPositives:positions={}"
-GROUPED = {"docs_per_query": 16}  # 64 queries a batch
-PAIRS = {"queries_per_doc": 0}  # drawn one by one
+GROUPED: dict[str, Any] = {"docs_per_query": 16}  # 64 queries a batch
+PAIRS: dict[str, Any] = {"queries_per_doc": 0}  # drawn one by one
 PLAIN = {**PAIRS, "batch_size": 1024}
 STEEPER = ({"weights": "exponential:decay=10"},)
 FLATTER = {"weights": "exponential:decay=5"}
 PAIRWISE: dict[str, Any] = {"family": "paper", "combine": "pairwise"}
 BOTH: dict[str, Any] = {"family": "paper", "combine": "both"}
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
-EVENLY = {"batch_size": 960, "queries_per_doc": 1}
-DOCUMENTS = {"batch_size": 3840, "queries_per_doc": 4}
+EVENLY: dict[str, Any] = {"batch_size": 960, "queries_per_doc": 1}
+DOCUMENTS: dict[str, Any] = {"batch_size": 3840, "queries_per_doc": 4}
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,13 @@ FLOOR = {**OURS, "weights": "exponential:decay=10,floor=0.005", "target": "full_
 SIDES: dict[str, Side] = {
     "clip": _gcl("CLIP: every judged pair counts the same", "constant", "diagonal", family="CLIP"),
     "clip-evenly": _gcl("CLIP, documents drawn evenly", "constant", "diagonal", family="CLIP", **EVENLY),
+    "paper-shuffled": _gcl(
+        "diagonal, exponential, scores shuffled in each query (control)",
+        "exponential",
+        "diagonal",
+        family="CLIP",
+        data="shuffled",
+    ),
     "infonce-top10": _rival("InfoNCE, positives are the top 10", TOP.format(10), family="CLIP"),
     "infonce-top30": _rival("InfoNCE, positives are the top 30", TOP.format(30), family="CLIP"),
     "paper-linear": _gcl("diagonal, linear", "linear", "diagonal", family="paper"),
@@ -80,6 +87,12 @@ SIDES: dict[str, Side] = {
     "full-row-queries": Side("full_row towards queries, steep weights with a floor, 960 documents x 4", "ours", FLOOR),
     "ours": Side("ranked towards queries, exponential, 960 documents x 4", "ours", OURS, STEEPER),
     "ours-drawn": Side("ours, documents drawn as often as judged", "ours", {**OURS, "sampling_exponent": 1.0}, STEEPER),
+    "ours-fifth": Side(
+        "ours, drawn as often as judged, a fifth of the documents a batch",
+        "ours",
+        {**OURS, "sampling_exponent": 1.0, "batch_size": 768},
+        STEEPER,
+    ),
     "ours-pairs": Side("ranked towards queries, exponential, pairs", "ours", {**OURS, **PLAIN}, STEEPER),
     "ours-constant": Side("ours without scores (control)", "ours", {**OURS, "weights": "constant"}),
     "ours-shuffled": Side("ours, scores shuffled in each query (control)", "ours", OURS, STEEPER, data="shuffled"),

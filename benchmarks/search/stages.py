@@ -44,7 +44,7 @@ def stages() -> list[Stage]:
     results = tables.Results.read(DATA, FIELDS)
     if missing() is not None:
         return []
-    single = [tables.CLIP, results.best("published"), tables.OURS]
+    single = [tables.CLIP, results.best("published"), results.ours]
     sides = [side for side in (*single, tables.TWO_STAGES) if side in results.cells]
     found = []
     for side in cast(list[str], sides):
