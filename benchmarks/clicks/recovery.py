@@ -99,6 +99,8 @@ def _measure_world(
         "ips": np.array(tables["ips"]["worth"]),
         "posterior": np.array(scored["worth"]),
     }
+    if report.propensities is None:
+        raise RuntimeError(f"the report of {folder} holds no propensities")
     theta = report.propensities.theta
     return {"theta": theta.round(4).tolist(), "pairs": report.pairs} | _compare(scored, estimates, truth, seed)
 

@@ -198,9 +198,9 @@ def write(truth: RankedDataset, log: Log, pairs: Pairs, out: Path) -> None:
     kinds = {"scored": (pairs.supported, pairs.score, 1, 100), "clicked": (pairs.clicked, ones, 0, 1)}
     for name, (kept, score, low, high) in kinds.items():
         schema = dataclasses.replace(truth.schema, name=f"{truth.schema.name}-{name}", score_min=low, score_max=high)
-        sides = (pq.read_table(truth.path / f"{side}.parquet") for side in ("queries", "documents"))
+        queries, documents = (pq.read_table(truth.path / f"{side}.parquet") for side in ("queries", "documents"))
         qrels = table(pairs.query[kept], pairs.document[kept], score=score[kept].astype(np.float32))
-        write_dataset(out / name, schema, *sides, qrels)
+        write_dataset(out / name, schema, queries, documents, qrels)
         RankedDataset.open(out / name, check_images=False, progress=False)
     pq.write_table(table(**log._asdict()), out / "log.parquet", compression="zstd")
 
@@ -214,9 +214,8 @@ def main(arguments: list[str] | None = None) -> None:
     for field in (one for kind in (Simulation, Scoring) for one in dataclasses.fields(kind)):
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(field.default), default=field.default)
     chosen, started = vars(parser.parse_args(arguments)), time.perf_counter()
-    shop, scoring = (
-        kind(**{one.name: chosen[one.name] for one in dataclasses.fields(kind)}) for kind in (Simulation, Scoring)
-    )
+    shop = Simulation(**{one.name: chosen[one.name] for one in dataclasses.fields(Simulation)})
+    scoring = Scoring(**{one.name: chosen[one.name] for one in dataclasses.fields(Scoring)})
     out, seed = chosen["out"], chosen["seed"]
     truth = RankedDataset.open(chosen["data"], check_images=False, progress=False)
     log = simulate(truth, shop, seed)

@@ -103,7 +103,7 @@ def main() -> None:
     dataset, model = RankedDataset.open(dataset_folder(asked.data), progress=False), BiEncoder.load(asked.run)
     pairs = dataset.splits.training_pairs()
     documents = DocumentBatches(pairs, dataset.qrels.document[pairs], **DOCUMENTS, seed=0)
-    batches = {"pairs": ShuffledBatches(pairs, 1024, 0), "documents": documents}
+    batches: dict[str, Batches] = {"pairs": ShuffledBatches(pairs, 1024, 0), "documents": documents}
     made = {kind: logits_of(model, dataset, batch) for kind, batch in batches.items()}
     print(f"| objective | batch | {' | '.join(f'{low} to {high}' for low, high in SCORES)} |")
     print(f"| --- | --- |{' ---: |' * len(SCORES)}")

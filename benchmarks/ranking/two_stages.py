@@ -244,7 +244,7 @@ def _newest_checkpoint(folder: Path) -> str | None:
     return str(max(whole, key=lambda one: int(one.name.rpartition("-")[2]))) if whole else None
 
 
-class LikeLengthBatches(DefaultBatchSampler):
+class LikeLengthBatches(DefaultBatchSampler):  # type: ignore[misc]
     """Batches of texts of like length, which need little padding; drawn anew each epoch, in random order."""
 
     sorted_together = 50  # batches

@@ -153,7 +153,7 @@ class Worker:
         asked.write(plan.to_line())
         asked.flush()
         if not (line := answers.readline()):
-            raise RuntimeError(f"{self.process.args} ended with {self.process.wait()}")
+            raise RuntimeError(f"{self.process.args!r} ended with {self.process.wait()}")
         return Run(**json.loads(line))
 
 

@@ -36,7 +36,7 @@ class Row:
     peer: list[float]
     peer_name: str
     aim: float | None = None
-    about: dict[str, object] = field(default_factory=dict)
+    about: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def ratio(self) -> float:

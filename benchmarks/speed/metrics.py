@@ -14,6 +14,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -93,13 +94,13 @@ def _write(path: Path, documents: np.ndarray, score: np.ndarray) -> None:
 
 def dictionaries(qrels_file: Path, run_file: Path) -> tuple[Judged, Found]:
     """Both files as the script has them."""
-    judged, found = (_dictionary(pd.read_parquet(file)) for file in (qrels_file, run_file))
-    return judged, found
+    return _dictionary(pd.read_parquet(qrels_file)), _dictionary(pd.read_parquet(run_file))
 
 
-def _dictionary(rows: pd.DataFrame) -> dict[str, dict[str, float]]:
+def _dictionary(rows: pd.DataFrame) -> dict[str, dict[str, Any]]:
     return {
-        query: dict(zip(of["doc_id"], of["score"], strict=True)) for query, of in rows.groupby("query_id", sort=False)
+        str(query): dict(zip(of["doc_id"], of["score"], strict=True))
+        for query, of in rows.groupby("query_id", sort=False)
     }
 
 

@@ -47,7 +47,7 @@ def _rows(what: str, taken_by: Options, repeats: int, steps: int) -> Iterator[Ro
 def sides(training: Training) -> Options:
     """A run without anything, and one with each option."""
     channels_last, compiled = (copy.deepcopy(training.objective) for _ in range(2))
-    channels_last.to(memory_format=torch.channels_last)
+    channels_last.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     for backbone in backbones(compiled.model.encoder):
         backbone.text_model.compile()  # the towers are what sentence-transformers calls, never the whole CLIP
         backbone.vision_model.compile()

@@ -11,6 +11,7 @@ import io
 import shutil
 import tempfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import datasets
@@ -133,10 +134,13 @@ def _epochs(
     def forget() -> None:
         shutil.rmtree(kept, ignore_errors=True)
 
+    def fresh(rows: np.ndarray) -> None:
+        _read_ours(_filled(encoder, data, kept, workers), rows, workers)
+
     for what, rows, aim in (("each document once", once, 3.0), (f"{QUERIES_A_DOCUMENT} pairs a document", pairs, 3.0)):
         ours, peer = in_turn(
-            lambda rows=rows: _read_ours(_filled(encoder, data, kept, workers), rows, workers),
-            lambda rows=rows: _read_peer(encoder, column, rows, workers),
+            partial(fresh, rows),
+            partial(_read_peer, encoder, column, rows, workers),
             repeats,
             before=forget,
         )
@@ -163,6 +167,6 @@ def _repeated(repeats: int) -> Iterator[Row]:
 
         for share in (1.0, 0.5, 0.25, 0.125):
             rows = np.repeat(np.arange(round(STEP_ROWS * share)), round(1 / share))
-            ours, peer = in_turn(lambda rows=rows: step(np.unique(rows)), lambda rows=rows: step(rows), repeats)
+            ours, peer = in_turn(partial(step, np.unique(rows)), partial(step, rows), repeats)
             about: dict[str, object] = {"rows": len(rows), "distinct": share, "model": "tiny, 64 pixels"}
             yield Row(f"a batch with a share of {share:g} distinct", ours, peer, "encoding every row", 1 / share, about)

@@ -8,6 +8,7 @@ bfloat16 first against all in float32, about the limits below which the latter i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 from unittest.mock import patch
 
 import faiss
@@ -67,7 +68,7 @@ def with_and_without_bfloat16(
     documents, queries = unit_rows(generator, rows, width), unit_rows(generator, asked, width)
 
     def search(limit: int) -> None:
-        limits = dict.fromkeys(("HALVES_DOCUMENTS", "HALVES_QUERIES", "HALVES_WIDTH"), limit)
+        limits: dict[str, Any] = dict.fromkeys(("HALVES_DOCUMENTS", "HALVES_QUERIES", "HALVES_WIDTH"), limit)
         with patch.multiple(opengcl.search, **limits):
             exact_top_k(queries, documents, depth)
 

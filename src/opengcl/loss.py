@@ -230,7 +230,7 @@ def _judged_pairs(weights: Tensor, m: int, n: int, target: str) -> tuple[Tensor,
         raise ValueError(f"target {target!r} needs weights of shape {allowed}; got {tuple(weights.shape)}")
     if target in ("diagonal", "masked") and m != n:
         raise ValueError(f"target {target!r} needs as many queries as documents; got {m} and {n}")
-    matrix = weights if weights.layout == torch.sparse_coo else weights.to_sparse_coo()  # type: ignore[no-untyped-call]
+    matrix = weights if weights.layout == torch.sparse_coo else weights.to_sparse_coo()
     matrix = matrix.coalesce()
     return matrix.indices()[0], matrix.indices()[1], matrix.values()
 
@@ -252,9 +252,9 @@ def _ranked_denominators(normalisers: Tensor, logits: Tensor, lists: Lists) -> T
     # Lists of like length are padded together, so that one long list does not make all of them long.
     size_class = (counts - 1).clamp_min(0).float().add_(1).log2().ceil()[lists.group]
     found, order = [], []
-    for size in size_class.unique():  # type: ignore[no-untyped-call]
+    for size in size_class.unique():
         terms = (size_class == size).nonzero()[:, 0]
-        group, row = lists.group[terms].unique_consecutive(return_inverse=True)  # type: ignore[no-untyped-call]
+        group, row = lists.group[terms].unique_consecutive(return_inverse=True)
         place = (row, within[terms])
         shape = (len(group), int(counts[group].max()))
         weight = lists.weight.new_full(shape, -1.0).index_put(place, lists.weight[terms])

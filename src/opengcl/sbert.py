@@ -205,7 +205,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         """
         loss = self._loss([torch.cat(column) for column in reps], labels)
         if with_backward:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             loss = loss.detach()
         return loss
 
