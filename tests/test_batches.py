@@ -130,12 +130,19 @@ def test_documents_come_evenly_however_often_they_are_judged() -> None:
     assert len([count for count in rare if count]) > 40  # every time other queries
 
 
+def judged_unevenly(counts: tuple[int, ...] = (1, 4, 16, 64), of_each: int = 60) -> tuple[np.ndarray, np.ndarray]:
+    """How often each document is judged, and the documents of the judged pairs in random order."""
+    times = np.repeat(counts, of_each)
+    return times, np.repeat(np.arange(len(times)), times)[np.random.default_rng(1).permutation(times.sum())]
+
+
 @pytest.mark.parametrize("exponent", [0.5, 1.0])
 def test_documents_come_by_a_power_of_how_often_they_are_judged(exponent: float) -> None:
-    counts = np.repeat([1, 4, 16, 64], 60)
-    documents = np.repeat(np.arange(240), counts)[np.random.default_rng(1).permutation(counts.sum())]
-    batches = DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed=2, exponent=exponent)
-    again = DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed=2, exponent=exponent)
+    counts, documents = judged_unevenly()
+    batches, again = (
+        DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed=2, exponents=(exponent, exponent))
+        for _ in range(2)
+    )
     drawn, epochs = np.zeros(240), 6
     for epoch in range(epochs):
         for number in range(len(batches)):
@@ -153,10 +160,33 @@ def test_documents_come_by_a_power_of_how_often_they_are_judged(exponent: float)
         assert drawn[counts == count].mean() == pytest.approx(expected[counts == count].mean(), rel=0.05)
 
 
+@pytest.mark.parametrize("exponents", [(1.0, 0.0), (0.25, 1.5)])
+@pytest.mark.parametrize("epochs", [1.0, 2.5])
+def test_the_exponent_goes_on_a_straight_line_over_the_run(exponents: tuple[float, float], epochs: float) -> None:
+    counts, documents = judged_unevenly()
+    sections, runs = 10, 12  # a section is a fifth or a quarter of an epoch, the last ones after the end
+    drawn, expected = np.zeros((sections, 240)), np.zeros((sections, 240))
+    for seed in range(runs):
+        batches = DocumentBatches(np.arange(len(documents)), documents, 12, 3, seed, exponents, epochs)
+        steps = int(1.25 * epochs * len(batches))
+        for step in range(steps):
+            section = sections * step // steps
+            found = np.unique(documents[batches.pairs(*divmod(step, len(batches)))])
+            drawn[section, found] += 1
+            done = min(1.0, (step + 0.5) / len(batches) / epochs)
+            share = counts ** (exponents[0] + done * (exponents[1] - exponents[0]))
+            expected[section] += 1 - (1 - share / share.sum()) ** 4  # at least one of four draws
+    for count in (1, 4, 16, 64):
+        of = counts == count
+        np.testing.assert_allclose(drawn[:, of].sum(axis=1), expected[:, of].sum(axis=1), rtol=0.1, atol=25)
+
+
 def test_an_exponent_draws_whole_epochs_of_few_documents() -> None:
-    batches = DocumentBatches(np.arange(40), np.repeat(np.arange(3), [37, 2, 1]), 8, 2, seed=0, exponent=1.0)
-    for epoch in range(20):
-        assert all(len(batches.pairs(epoch, number)) >= 1 for number in range(len(batches)))
+    for exponents in ((1.0, 1.0), (2.0, 0.0)):
+        documents = np.repeat(np.arange(3), [37, 2, 1])
+        batches = DocumentBatches(np.arange(40), documents, 8, 2, 0, exponents, epochs=10)
+        for epoch in range(20):
+            assert all(len(batches.pairs(epoch, number)) >= 1 for number in range(len(batches)))
 
 
 def test_more_documents_a_batch_than_there_are() -> None:

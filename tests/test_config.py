@@ -38,6 +38,8 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
         ({"docs_per_query": 2, "queries_per_doc": 2}, "docs_per_query and queries_per_doc are two ways"),
         ({"sampling_exponent": 3}, "sampling_exponent is 3; it must lie between 0 and 2"),
         ({"target": "diagonal", "sampling_exponent": 1}, "sampling_exponent is 1, but no documents are drawn; give"),
+        ({"final_sampling_exponent": -1}, "final_sampling_exponent is -1; it must lie between 0 and 2"),
+        ({"queries_per_doc": 0, "final_sampling_exponent": 1}, "final_sampling_exponent is 1, but no documents are"),
         ({"batch_size": "many"}, "batch_size is 'many', a str; allowed: int"),
         ({"batch_size": True}, "batch_size is True, a bool; allowed: int"),
         ({"learn_temperature": 1}, "learn_temperature is 1, a int; allowed: bool"),

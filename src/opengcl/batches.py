@@ -80,8 +80,9 @@ class DocumentBatches:
     """Documents are drawn, and each comes with ``queries_per_doc`` of the queries it is judged for.
 
     Drawn pair by pair, a document that is judged for a hundred queries comes a hundred times as often as one that is
-    judged for one. Here it comes as often as the other, or n^``exponent`` times as often with n times as many
-    judgements; it is encoded once a batch, and serves several queries.
+    judged for one. Here it comes as often as the other, or n^exponent times as often with n times as many judgements;
+    it is encoded once a batch, and serves several queries. The exponent goes straight from ``exponents[0]`` at the
+    start to ``exponents[1]`` after ``epochs``, and stays there.
 
     A batch has ``batch_size // queries_per_doc`` documents, and fewer pairs where documents have fewer judgements. An
     epoch has as many batches as pairs would fill; drawn evenly, every document comes once before any comes again.
@@ -94,7 +95,8 @@ class DocumentBatches:
         batch_size: int,
         queries_per_doc: int,
         seed: int,
-        exponent: float = 0.0,
+        exponents: tuple[float, float] = (0.0, 0.0),
+        epochs: float = 1.0,
     ) -> None:
         if not 1 <= queries_per_doc <= batch_size:
             raise ValueError(
@@ -107,7 +109,7 @@ class DocumentBatches:
         _, self._starts, self._counts = np.unique(documents[by_document], return_index=True, return_counts=True)
         self._drawn = min(max(1, batch_size // queries_per_doc), len(self._starts))
         self._batches = max(1, len(pairs) // batch_size)
-        self._queries_per_doc, self._seed, self._exponent = queries_per_doc, seed, exponent
+        self._queries_per_doc, self._seed, self._exponents, self._epochs = queries_per_doc, seed, exponents, epochs
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
     def __len__(self) -> int:
@@ -133,16 +135,34 @@ class DocumentBatches:
         """Documents in the order in which the epoch draws them."""
         generator, documents = np.random.default_rng([self._seed, epoch]), len(self._starts)
         draws = len(self) * self._drawn
-        if self._exponent == 0:  # whole random orders, one after the other
+        if not any(self._exponents):  # whole random orders, one after the other
             return np.concatenate([generator.permutation(documents) for _ in range(-(-draws // documents))])
-        share = self._counts.astype(np.float64) ** self._exponent
-        expected = draws * share / share.sum()
+        counts, kind, kinds = np.unique(self._counts, return_inverse=True, return_counts=True)
+        time = (epoch + (np.arange(_PARTS) + 0.5) / _PARTS) / self._epochs
+        exponent = np.interp(time, (0, 1), self._exponents)
+        share = counts.astype(np.float64) ** exponent[:, None]  # (parts of the epoch, different counts)
+        share /= (share @ kinds)[:, None]
         # Right in the mean, and no further from it than to the next whole number.
-        times = np.floor(expected + generator.random(documents)).astype(np.int64)
+        times = np.floor(draws * share.mean(axis=0)[kind] + generator.random(documents)).astype(np.int64)
         order = np.repeat(np.arange(documents), times)
-        generator.shuffle(order)
-        missing = generator.choice(documents, max(0, draws - len(order)), p=share / share.sum())
+        order = order[np.argsort(_moments(share, kind[order], generator))]
+        missing = generator.choice(documents, max(0, draws - len(order)), p=share[-1, kind])
         return np.concatenate([order[:draws], missing])
+
+
+_PARTS = 16
+"""Of an epoch, each with one exponent."""
+
+
+def _moments(
+    share: Float[np.ndarray, "parts kinds"], kind: Int[np.ndarray, " draws"], generator: np.random.Generator
+) -> Float[np.ndarray, " draws"]:
+    """When each draw comes, in [0, parts]: the more often its kind comes in a part, the likelier there."""
+    until = np.cumsum(share, axis=0) / share.sum(axis=0)
+    # One search for all kinds: the steps of kind k lie in (k, k + 1].
+    steps = (until.T + np.arange(share.shape[1])[:, None]).ravel()
+    part = np.searchsorted(steps, kind + generator.random(len(kind)), side="right") - kind * len(share)
+    return np.clip(part, 0, len(share) - 1) + generator.random(len(kind))
 
 
 class _EpochOrder:

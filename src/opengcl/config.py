@@ -72,6 +72,8 @@ class TrainConfig:
 
     0: evenly. 1: as often as by pairs. In [0, 2].
     """
+    final_sampling_exponent: float | None = None
+    """Where ``sampling_exponent`` ends, on a straight line over the run; where it starts, when not given. In [0, 2]."""
     learning_rate: float | None = None
     """Peak learning rate; 5e-3 for ``static``, 1e-3 for ``tiny``, 2e-5 otherwise, when not given."""
     schedule: Schedule = "cosine"
@@ -132,6 +134,7 @@ class TrainConfig:
             ("docs_per_query", 1, self.batch_size),
             ("queries_per_doc", 0, self.batch_size),
             ("sampling_exponent", 0, 2),
+            ("final_sampling_exponent", 0, 2),
             ("learning_rate", 1e-12, float("inf")),
             ("warmup", 0, 0.999),
             ("weight_decay", 0, float("inf")),
@@ -157,10 +160,10 @@ class TrainConfig:
         weight_function(self.weights)
         if self.docs_per_query and self.queries_per_doc:
             raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
-        if self.sampling_exponent and not self.used_queries_per_doc:
-            raise ConfigError(
-                f"sampling_exponent is {self.sampling_exponent:g}, but no documents are drawn; give queries_per_doc too"
-            )
+        for name in ("sampling_exponent", "final_sampling_exponent"):
+            if getattr(self, name) and not self.used_queries_per_doc:
+                value = f"{getattr(self, name):g}"
+                raise ConfigError(f"{name} is {value}, but no documents are drawn; give queries_per_doc too")
         if self.target not in TARGETS and ":" not in self.target:
             raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
 

@@ -501,9 +501,15 @@ def make_batches(config: TrainConfig, dataset: RankedDataset, pairs: Pairs | Non
     """The batches a config asks for, over pairs of seen queries and seen documents, or those given here."""
     pairs = dataset.splits.training_pairs() if pairs is None else pairs
     if config.used_queries_per_doc:
-        documents = dataset.qrels.document[pairs]
+        documents, first, last = dataset.qrels.document[pairs], config.sampling_exponent, config.final_sampling_exponent
         return DocumentBatches(
-            pairs, documents, config.batch_size, config.used_queries_per_doc, config.seed, config.sampling_exponent
+            pairs,
+            documents,
+            config.batch_size,
+            config.used_queries_per_doc,
+            config.seed,
+            (first, first if last is None else last),
+            config.epochs,
         )
     if config.docs_per_query is not None:
         queries = dataset.qrels.query[pairs]
