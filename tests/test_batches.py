@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Relations, ShuffledBatches
+from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
+from opengcl.training import make_batches
 from opengcl.weights import weight_function
 
 from .builders import ranked
@@ -179,6 +181,27 @@ def test_the_exponent_goes_on_a_straight_line_over_the_run(exponents: tuple[floa
     for count in (1, 4, 16, 64):
         of = counts == count
         np.testing.assert_allclose(drawn[:, of].sum(axis=1), expected[:, of].sum(axis=1), rtol=0.1, atol=25)
+
+
+@pytest.mark.parametrize(
+    ("asked", "exponents"),
+    [
+        ({}, (0, 0)),
+        ({"sampling_exponent": 1.5}, (1.5, 1.5)),
+        ({"sampling_exponent": 1.5, "final_sampling_exponent": 0.0}, (1.5, 0)),
+        ({"final_sampling_exponent": 1.0}, (0, 1)),
+    ],
+)
+def test_the_settings_say_how_documents_are_drawn(
+    dataset: RankedDataset, asked: dict[str, float], exponents: tuple[float, float]
+) -> None:
+    config = TrainConfig(str(dataset.path), "static", "unused", epochs=2, batch_size=16, **asked)  # type: ignore[arg-type]
+    pairs = dataset.splits.training_pairs()
+    expected = DocumentBatches(pairs, dataset.qrels.document[pairs], 16, 4, config.seed, exponents, epochs=2)
+    made = make_batches(config, dataset)
+    assert len(made) == len(expected) > 5
+    for epoch in range(2):
+        np.testing.assert_array_equal(epoch_of(made, epoch), epoch_of(expected, epoch))
 
 
 def test_an_exponent_draws_whole_epochs_of_few_documents() -> None:

@@ -267,11 +267,11 @@ def test_each_field_has_its_own_recommended_side() -> None:
     for fields in ("title", "image"):
         cell("clip", 0.50, 0.90, fields=fields)
         cell("ours", 0.60, 0.95, fields=fields)
-        cell("ours-drawn", 0.70, 0.95, fields=fields)
+        cell("ours-annealed", 0.70, 0.95, fields=fields)
     assert "NDCG@10 of `ours` over `clip`, in_domain" in {aim.what for aim in tables.aims(read())}
-    assert "NDCG@10 of `ours-drawn` over `clip`, in_domain" in {aim.what for aim in tables.aims(read("image"))}
-    assert tables.tone(read("image"), "ours-drawn") == "ours"
-    assert tables.tone(read(), "ours-drawn") == "other"
+    assert "NDCG@10 of `ours-annealed` over `clip`, in_domain" in {aim.what for aim in tables.aims(read("image"))}
+    assert tables.tone(read("image"), "ours-annealed") == "ours"
+    assert tables.tone(read(), "ours-annealed") == "other"
     front = tables.front_block(tables.all_results())
     assert "| Fashion-small, pictures | 1 | 0.700 (+40.0%) / 0.950 |" in front
     assert front.count("ours: ") == 1
@@ -279,7 +279,7 @@ def test_each_field_has_its_own_recommended_side() -> None:
 
 def test_the_side_that_encodes_a_fifth_has_its_own_row() -> None:
     cell("clip", 0.50, 0.90, curve={100: 0.4, 1000: 0.5}, fields="image")
-    cell("ours-drawn", 0.60, 0.95, curve={150: 0.45, 360: 0.55}, fields="image")
+    cell("ours-annealed", 0.60, 0.95, curve={150: 0.45, 360: 0.55}, fields="image")
     cell("ours-fifth", 0.55, 0.92, curve={100: 0.45, 190: 0.51}, fields="image")
     rows = {aim.what: aim for aim in tables.aims(read("image")) if aim.what.startswith("documents")}
     told = [(f"{aim.measured} {aim.margin}", aim.met) for aim in rows.values()]
