@@ -126,7 +126,7 @@ class DocumentBatches:
         places = _ranges(self._starts[drawn], self._starts[drawn] + self._counts[drawn])
         owner = np.repeat(np.arange(len(drawn)), self._counts[drawn])
         chance = np.random.default_rng([self._seed, epoch, number]).random(len(places))
-        shuffled = np.lexsort((chance, owner))
+        shuffled = np.argsort(owner + chance)
         first = np.cumsum(self._counts[drawn]) - self._counts[drawn]
         kept = np.arange(len(places)) - first[owner] < self._queries_per_doc
         return self._pairs[places[shuffled[kept]]]
