@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -187,15 +188,18 @@ def test_the_exponent_goes_on_a_straight_line_over_the_run(exponents: tuple[floa
     ("asked", "exponents"),
     [
         ({}, (0, 0)),
+        ({"fields": {"title": 0.1, "image": 0.9}}, (0, 0)),
+        ({"fields": {"image": 1.0}}, (1.5, 0)),
+        ({"fields": {"image": 1.0}, "sampling_exponent": 0.0}, (0, 0)),
+        ({"fields": {"image": 1.0}, "final_sampling_exponent": 1.0}, (0, 1)),
         ({"sampling_exponent": 1.5}, (1.5, 1.5)),
-        ({"sampling_exponent": 1.5, "final_sampling_exponent": 0.0}, (1.5, 0)),
-        ({"final_sampling_exponent": 1.0}, (0, 1)),
+        ({"sampling_exponent": 2.0, "final_sampling_exponent": 0.5}, (2, 0.5)),
     ],
 )
 def test_the_settings_say_how_documents_are_drawn(
-    dataset: RankedDataset, asked: dict[str, float], exponents: tuple[float, float]
+    dataset: RankedDataset, asked: dict[str, Any], exponents: tuple[float, float]
 ) -> None:
-    config = TrainConfig(str(dataset.path), "static", "unused", epochs=2, batch_size=16, **asked)  # type: ignore[arg-type]
+    config = TrainConfig(str(dataset.path), "static", "unused", epochs=2, batch_size=16, **asked)
     pairs = dataset.splits.training_pairs()
     expected = DocumentBatches(pairs, dataset.qrels.document[pairs], 16, 4, config.seed, exponents, epochs=2)
     made = make_batches(config, dataset)

@@ -52,6 +52,7 @@ def test_every_side_can_be_made() -> None:
             assert read_target(settings["target"]), name
             assert weight_function(settings["weights"]), name
             assert settings.get("docs_per_query") or "queries_per_doc" in settings, f"{name}: batches left to a default"
+            assert not settings.get("queries_per_doc") or "sampling_exponent" in settings, f"{name}: draws left to one"
     assert {*FIRST, *SECOND_RULE, *PICTURES, *TWO_FIELDS} <= set(SIDES)
     assert len(SEEDS) >= 3
 

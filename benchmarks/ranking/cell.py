@@ -40,7 +40,7 @@ class Fields:
 
 FIELDS = {
     "title": Fields({"title": 1.0}, "static", 1840, "ours"),
-    "image": Fields({"image": 1.0}, "tiny", 460, "ours-drawn"),
+    "image": Fields({"image": 1.0}, "tiny", 460, "ours-annealed"),
     "image+title": Fields({"image": 0.5, "title": 0.5}, "tiny", 460, "ours"),
 }
 EVALUATIONS = 8  # on dev queries over a run; the best checkpoint by NDCG@10 is the model
@@ -189,8 +189,8 @@ def encoded_rows(config: TrainConfig) -> np.ndarray:
 
 def _settings(config: TrainConfig) -> dict[str, Any]:
     kept = ["model", "fields", "combine", "weights", "target", "direction", "temperature", "learning_rate", "epochs"]
-    kept += ["batch_size", "docs_per_query", "queries_per_doc", "sampling_exponent", "weight_decay"]
-    kept += ["schedule", "warmup"]
+    kept += ["batch_size", "docs_per_query", "queries_per_doc", "sampling_exponent", "final_sampling_exponent"]
+    kept += ["weight_decay", "schedule", "warmup"]
     return {name: getattr(config, name) for name in kept}
 
 

@@ -40,7 +40,7 @@ SECOND_RULE = (
     "ours-shuffled",
 )
 PICTURES = ("clip", "ours", "ours-drawn", "paper", "x-clr")
-PICTURES_ALONE = ("ours-fifth",)
+PICTURES_ALONE = ("ours-annealed", "ours-fifth")
 TWO_FIELDS = ("paper-pairwise", "paper-both")
 
 

@@ -15,12 +15,12 @@ GROUPED: dict[str, Any] = {"docs_per_query": 16}  # 64 queries a batch
 PAIRS: dict[str, Any] = {"queries_per_doc": 0}  # drawn one by one
 PLAIN = {**PAIRS, "batch_size": 1024}
 STEEPER = ({"weights": "exponential:decay=10"},)
-FLATTER = {"weights": "exponential:decay=5"}
+STEEPEST = ({"weights": "exponential:decay=5"}, {"weights": "exponential:decay=2.5"})
 PAIRWISE: dict[str, Any] = {"family": "paper", "combine": "pairwise"}
 BOTH: dict[str, Any] = {"family": "paper", "combine": "both"}
 # Documents drawn evenly. A step encodes 960 of them; 1,024 pairs drawn at random hold some 970 distinct ones.
-EVENLY: dict[str, Any] = {"batch_size": 960, "queries_per_doc": 1}
-DOCUMENTS: dict[str, Any] = {"batch_size": 3840, "queries_per_doc": 4}
+EVENLY: dict[str, Any] = {"batch_size": 960, "queries_per_doc": 1, "sampling_exponent": 0.0}
+DOCUMENTS: dict[str, Any] = {"batch_size": 3840, "queries_per_doc": 4, "sampling_exponent": 0.0}
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,8 @@ def _rival(
 
 CLIP = {"weights": "constant", "target": "diagonal", "direction": "both", **PAIRS}
 OURS = {"weights": "exponential", "target": "ranked", "direction": "query", **DOCUMENTS}
+# Documents that many queries ask for come first, then ever more evenly.
+ANNEALED = {**OURS, "sampling_exponent": 1.0, "final_sampling_exponent": 0.0}
 FLOOR = {**OURS, "weights": "exponential:decay=10,floor=0.005", "target": "full_row"}
 
 SIDES: dict[str, Side] = {
@@ -87,6 +89,11 @@ SIDES: dict[str, Side] = {
     "full-row-queries": Side("full_row towards queries, steep weights with a floor, 960 documents x 4", "ours", FLOOR),
     "ours": Side("ranked towards queries, exponential, 960 documents x 4", "ours", OURS, STEEPER),
     "ours-drawn": Side("ours, documents drawn as often as judged", "ours", {**OURS, "sampling_exponent": 1.0}, STEEPER),
+    "ours-annealed": Side(
+        "ours, much-judged documents first, ever more evenly",
+        "ours",
+        {**ANNEALED, "sampling_exponent": 1.5},
+    ),
     "ours-fifth": Side(
         "ours, drawn as often as judged, a fifth of the documents a batch",
         "ours",
@@ -98,7 +105,14 @@ SIDES: dict[str, Side] = {
     "ours-shuffled": Side("ours, scores shuffled in each query (control)", "ours", OURS, STEEPER, data="shuffled"),
     # More steps than these learn the log's noise: on dev queries both are best at a quarter.
     "clicks-clip": Side("CLIP on clicked pairs", "clicks", CLIP, data="clicked", share=0.25),
-    "clicks-ours": Side("ours on scores from the log", "clicks", OURS, (*STEEPER, FLATTER), data="scored", share=0.25),
+    "clicks-ours": Side(
+        "ours on scores from the log, much-judged documents first",
+        "clicks",
+        ANNEALED,
+        (*STEEPER, *STEEPEST),
+        data="scored",
+        share=0.25,
+    ),
     "cosent": _rival("CoSENT", "CoSENT"),
     "group-kl": _rival("group KL, 64 x 16", "GroupKL", "label_temperature=0.1", batches=GROUPED),
     "m3-kd": _rival("m3_kd, 64 x 16", "M3KD", "label_temperature=0.1", batches=GROUPED),

@@ -62,8 +62,8 @@ AIMED_RATIO = 1.0
 NDCG, RECALL = PAIRED
 TUNED = ("learning_rate", "temperature")
 ELSEWHERE = (
-    "Ours with other fields (`sampling_exponent: 1` on pictures alone), and on a second ranking by another teacher for "
-    "other queries:"
+    "Ours with other fields (on pictures alone, documents that many queries ask for come first, as is the default "
+    "there), and on a second ranking by another teacher for other queries:"
 )
 FRONT_HEAD = "NDCG@10 (over CLIP) / recall@100"
 MISSING = "-"

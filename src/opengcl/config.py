@@ -67,10 +67,11 @@ class TrainConfig:
 
     When not given: 4 for ``full_row`` and ``ranked`` without ``docs_per_query``, else 0.
     """
-    sampling_exponent: float = 0.0
+    sampling_exponent: float | None = None
     """With ``queries_per_doc``: documents are drawn in proportion to the number of their training pairs to this power.
 
-    0: evenly. 1: as often as by pairs. In [0, 2].
+    0: evenly. 1: as often as by pairs. In [0, 2]. When neither this nor ``final_sampling_exponent`` is given: from 1.5
+    to 0 where documents are read by pictures alone, else 0.
     """
     final_sampling_exponent: float | None = None
     """Where ``sampling_exponent`` ends, on a straight line over the run; where it starts, when not given. In [0, 2]."""
@@ -187,6 +188,13 @@ class TrainConfig:
         if self.queries_per_doc is not None:
             return self.queries_per_doc
         return min(4, self.batch_size) if self.target in _LISTS and not self.docs_per_query else 0
+
+    def used_sampling_exponents(self, *, pictures_alone: bool) -> tuple[float, float]:
+        """The powers at the start and at the end of the run, by whether documents are read by pictures alone."""
+        if self.sampling_exponent is None and self.final_sampling_exponent is None:
+            return (1.5, 0.0) if pictures_alone else (0.0, 0.0)
+        first = self.sampling_exponent or 0.0
+        return first, first if self.final_sampling_exponent is None else self.final_sampling_exponent
 
     def to_yaml(self) -> str:
         """Every setting, in the order above."""

@@ -501,14 +501,15 @@ def make_batches(config: TrainConfig, dataset: RankedDataset, pairs: Pairs | Non
     """The batches a config asks for, over pairs of seen queries and seen documents, or those given here."""
     pairs = dataset.splits.training_pairs() if pairs is None else pairs
     if config.used_queries_per_doc:
-        documents, first, last = dataset.qrels.document[pairs], config.sampling_exponent, config.final_sampling_exponent
+        read = config.fields or dataset.documents.fields
+        pictures_alone = all(dataset.documents.fields[field] == "image" for field in read)
         return DocumentBatches(
             pairs,
-            documents,
+            dataset.qrels.document[pairs],
             config.batch_size,
             config.used_queries_per_doc,
             config.seed,
-            (first, first if last is None else last),
+            config.used_sampling_exponents(pictures_alone=pictures_alone),
             config.epochs,
         )
     if config.docs_per_query is not None:
