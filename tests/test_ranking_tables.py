@@ -221,6 +221,20 @@ def test_a_name_beyond_the_axes_is_listed_and_one_on_them_is_not() -> None:
     assert len(circles) == len(dots) - 1
 
 
+def test_in_a_crowd_only_the_named_sides_keep_their_names() -> None:
+    dots = [plots.Dot(f"quite-a-long-name-{i}", "other", 0.8, 0.7 + 0.0002 * i) for i in range(30)]
+    dots += [plots.Dot("clip", "clip", 0.7, 0.6), plots.Dot("ours", "ours", 0.8, 0.703)]
+    svg = plots.order_and_recall([("zero_shot", dots)], title="t")
+    assert svg is not None
+    tree = ET.fromstring(svg)  # noqa: S314 - our own
+    texts = [element.text or "" for element in tree.iter() if element.tag.endswith("text")]
+    named = sum(text.startswith("quite") for text in texts)
+    assert {"clip", "ours"} <= set(texts)
+    assert 0 < named < 15
+    assert f"{30 - named} dots in the crowd have no name here; the table has all" in texts
+    assert len([element for element in tree.iter() if element.tag.endswith("circle")]) == len(dots)
+
+
 def test_names_do_not_cover_each_other_or_their_dots() -> None:
     scale = plots.Scale(0.0, 1.0, 0.0, 400.0)
     frame = plots.Frame(scale, plots.Scale(0.0, 1.0, 400.0, 0.0))

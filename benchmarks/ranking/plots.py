@@ -49,6 +49,7 @@ text { fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width:
 CHARACTER, BOLD, TALL = 6.7, 7.9, 13.0  # width of a character and height of a line of labels, rounded up
 LISTED = 76  # characters of a line of small print under a panel
 GAP = 15.0  # least distance of labels under each other
+NEAR = 24.0  # how far from its dot the name of a side that no sentence names may stand in a crowd
 
 
 @dataclass(frozen=True)
@@ -178,7 +179,7 @@ def _heights(frame: Frame, curve: Curve, across: np.ndarray) -> np.ndarray:
 def order_and_recall(panels: Sequence[tuple[str, Sequence[Dot]]], *, title: str) -> str | None:
     """Order against recall, a dot a side, a panel a split; a dashed line stands at CLIP's recall.
 
-    Dots far below the others are listed under their panel.
+    Dots far below the others are listed under their panel. In a crowd, sides of the tone ``other`` go without a name.
 
     Args:
         panels: Split -> dots whose x is recall@100 and y NDCG@10.
@@ -190,7 +191,7 @@ def order_and_recall(panels: Sequence[tuple[str, Sequence[Dot]]], *, title: str)
     panels = [(name, dots) for name, dots in panels if dots]
     if not panels:
         return None
-    width, height = 530.0, 470.0
+    width, height = 530.0, 486.0
     parts: list[str] = []
     for number, (name, dots) in enumerate(panels):
         left, top = width * (number % 2), 36 + height * (number // 2)
@@ -203,7 +204,7 @@ def _panel(name: str, dots: Sequence[Dot], left: float, top: float, width: float
     named = [dot for dot in dots if dot.tone != "other"] or list(dots)
     x_low, x_high = _window([dot.x for dot in dots], [dot.x for dot in named])
     y_low, y_high = _window([dot.y for dot in dots], [dot.y for dot in named])
-    frame = Frame(Scale(x_low, x_high, left + 54, left + width - 20), Scale(y_low, y_high, top + height - 82, top + 48))
+    frame = Frame(Scale(x_low, x_high, left + 54, left + width - 20), Scale(y_low, y_high, top + height - 98, top + 48))
     x_ticks = [Tick(frame.x(v), f"{v:.6g}") for v in round_numbers(x_low, x_high, 5) if frame.x.holds(v)]
     y_ticks = [Tick(frame.y(v), f"{v:.6g}") for v in round_numbers(y_low, y_high, 6) if frame.y.holds(v)]
     frame.axes(x_ticks, y_ticks, "recall@100", "NDCG@10")
@@ -212,8 +213,11 @@ def _panel(name: str, dots: Sequence[Dot], left: float, top: float, width: float
     if clip is not None:
         frame.parts.append(_line("level", frame.x(clip.x), frame.y.start, frame.x(clip.x), frame.y.end))
     inside = [dot for dot in dots if frame.x.holds(dot.x) and frame.y.holds(dot.y)]
-    _place(frame, sorted(inside, key=lambda dot: -TONES.index(dot.tone)))
-    for number, line in enumerate(_outside([dot for dot in dots if dot not in inside])):
+    unnamed = _place(frame, sorted(inside, key=lambda dot: -TONES.index(dot.tone)), near=NEAR)
+    told = _outside([dot for dot in dots if dot not in inside])
+    if unnamed:
+        told.append(f"{unnamed} dots in the crowd have no name here; the table has all")
+    for number, line in enumerate(told):
         frame.parts.append(_text(frame.x.start, frame.y.start + 54 + 14 * number, line, "soft"))
     return frame.parts
 
@@ -255,8 +259,12 @@ def latency_and_order(dots: Sequence[Dot], *, title: str) -> str | None:
     return _svg(670, 345, title, frame.parts)
 
 
-def _place(frame: Frame, dots: Sequence[Dot]) -> None:
-    """Draw dots and their names, the last ones first at choosing a free place; a thin line leads to a distant name."""
+def _place(frame: Frame, dots: Sequence[Dot], *, near: float = math.inf) -> int:
+    """Draw dots and their names, the last ones first at choosing a free place; a thin line leads to a distant name.
+
+    A dot of the tone ``other`` goes without a name where the nearest free place is further away than ``near``; how many
+    do is returned.
+    """
     at = {dot.name: (frame.x(dot.x), frame.y(dot.y)) for dot in dots}
     taken = [(x - 5, y - 5, x + 5, y + 5) for x, y in at.values()]
     taken += [
@@ -267,18 +275,21 @@ def _place(frame: Frame, dots: Sequence[Dot]) -> None:
     lines, marks, names = [], [], []
     for dot in reversed(dots):
         x, y = at[dot.name]
+        marks.append(_dot(dot.tone, x, y))
         wide = (CHARACTER if dot.tone == "other" else BOLD) * len(dot.name)
         box = _free_box(frame, x, y, wide, taken)
-        taken.append(box)
         nearest = (min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3]))
+        if dot.tone == "other" and math.dist(nearest, (x, y)) > near:
+            continue
+        taken.append(box)
         if math.dist(nearest, (x, y)) > 9:
             lines.append(_line("leader", x, y, *nearest))
-        marks.append(_dot(dot.tone, x, y))
         left, anchor = (
             (box[0], "start") if box[0] > x else (box[2], "end") if box[2] < x else (sum(box[::2]) / 2, "middle")
         )
         names.append(_text(left, box[3] - 3, dot.name, _weight(dot.tone), anchor))
     frame.parts += [*lines, *reversed(marks), *names]
+    return len(dots) - len(names)
 
 
 Box = tuple[float, float, float, float]
