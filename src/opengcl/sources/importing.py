@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
+import pyarrow.compute as pc
 from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, ProblemLog, shown
@@ -16,7 +17,8 @@ from opengcl.data.schema import SCHEMA_FILE, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
-from opengcl.sources.source import SIDES, Description, Source
+from opengcl.sources.score_range import Scores, check_zero, settled_scores
+from opengcl.sources.source import SIDES, Batch, Description, Source
 from opengcl.sources.stage import BadRows, Stage
 
 
@@ -30,7 +32,9 @@ class ImportOptions:
             counted.
         repeated_pairs: What to do with a pair that has several different scores: ``error``, or take their ``max``,
             ``mean`` or ``first``. Equal scores are merged in any case.
-        score_range: Smallest and largest score possible; by default what the source says, or else what is found.
+        score_range: Smallest and largest score possible, in the source's units. By default what the source says, or
+            else from 0 (from the smallest score where that is below) to the largest; see `opengcl.sources.score_range`.
+        score_zero: The score that means judged not relevant, in the source's units; it is taken off every score.
         image_size: Pictures are stored as JPEG with at most so many pixels on the longer side; as they are by default.
         fetch: Limits for pictures that are URLs.
         splits: Shares and seed, where the source has no splits of its own.
@@ -41,6 +45,7 @@ class ImportOptions:
     bad_rows: BadRows = "error"
     repeated_pairs: RepeatedPairs = "error"
     score_range: tuple[float, float] | None = None
+    score_zero: float = 0.0
     image_size: int | None = None
     fetch: FetchOptions = field(default_factory=FetchOptions)
     splits: SplitOptions = field(default_factory=SplitOptions)
@@ -84,19 +89,20 @@ def import_dataset(
         progress: Whether long work shows bars on stderr.
 
     Raises:
-        DataSetError: ``out`` is there already, or the source cannot be used; the message tells up to five examples of
-            each kind of problem.
+        DataSetError: ``out`` is there already, or the source cannot be used, or no score is above 0; the message tells
+            up to five examples of each kind of problem.
     """
     options = options or ImportOptions()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
     described = source.describe()
+    check_zero(options.score_zero, described)
     work = out.parent / f".{out.name}.import"
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     try:
-        counts = _fill(made, work, source, described, options, progress)
+        counts, scores = _fill(made, work, source, described, options, progress)
         if out.exists():
             out.rmdir()
         made.rename(out)
@@ -104,18 +110,18 @@ def import_dataset(
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
-    return Imported(out, counts, described.notes)
+    return Imported(out, counts, (*described.notes, *scores.notes))
 
 
 def _fill(
     made: Path, work: Path, source: Source, described: Description, options: ImportOptions, progress: bool
-) -> dict[str, int]:
-    """Writes the four files, and tells what was counted."""
+) -> tuple[dict[str, int], Scores]:
+    """Writes the four files, and tells what was counted, and of the scores."""
     log, skip = ProblemLog(), options.bad_rows == "skip"
     shares = options.splits
     with Stage(made, described, seen_documents=shares.seen_documents, seed=shares.seed, log=log) as stage:
         for batch in source.batches(progress=progress):
-            stage.add(batch)
+            stage.add(_from_zero(batch, options.score_zero))
     if not skip:
         log.stop()
     if missing := [side for side in SIDES if not stage.counts[side]]:
@@ -136,8 +142,19 @@ def _fill(
         if counts["documents_dropped"]:
             after = settle(skip_unknown=True)
             counts |= {"qrels": after["qrels"], "pairs_of_dropped_documents": after["pairs_without_documents"]}
-    _write_schema(made, described, options, counts, stage.scores, log, progress)
-    return counts
+    given, zero = options.score_range, options.score_zero
+    scores = settled_scores(made / "qrels.parquet", described, seen=stage.scores, given=given, zero=zero)
+    counts |= scores.counts
+    _write_schema(made, described, options, counts, scores, log, progress)
+    return counts, scores
+
+
+def _from_zero(batch: Batch, zero: float) -> Batch:
+    """A batch in whose scores 0 means not relevant."""
+    if batch.side != "qrels" or not zero:
+        return batch
+    place = batch.rows.schema.get_field_index("score")
+    return replace(batch, rows=batch.rows.set_column(place, "score", pc.subtract(batch.rows.column("score"), zero)))
 
 
 def _write_schema(
@@ -145,18 +162,16 @@ def _write_schema(
     described: Description,
     options: ImportOptions,
     counts: dict[str, int],
-    found: tuple[float, float],
+    scores: Scores,
     log: ProblemLog,
     progress: bool,
 ) -> None:
-    low, high = options.score_range or described.score_range or found
-    if low == high:  # the format wants a range: 0 to the only score, or below it
-        low, high = min(0.0, low - 1) if low <= 0 else 0.0, high
     told: dict[str, Any] = {
         "source": described.source,
         "opengcl": version("opengcl"),
         "options": {**described.options, **_given(options)},
         "counts": {name: int(count) for name, count in counts.items()},
+        "scores": scores.told,
     }
     if described.files:
         told["files"] = [_file(path, progress) for path in described.files]
@@ -164,7 +179,7 @@ def _write_schema(
         told["skipped"] = [str(problem) for problem in problems]
     name = options.name or described.name
     fields = dict(described.queries), dict(described.documents)
-    schema = Schema(name, *fields, float(low), float(high), options.splits, told)
+    schema = Schema(name, *fields, float(scores.low), float(scores.high), options.splits, told)
     (made / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
 
 

@@ -51,6 +51,7 @@ class TableSource:
             queries=dict.fromkeys(mapping.queries, "text"),
             documents=documents,
             score_range=mapping.score_range,
+            scores_are_places=mapping.position is not None,
             options={"mapping": told, **self.options},
             files=self.files,
             picture_root=self.picture_root,
