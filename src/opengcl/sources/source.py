@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from opengcl.data.schema import FieldType
+from opengcl.sources.positions import Positions
 
 Side = Literal["queries", "documents", "qrels"]
 SIDES: tuple[Side, ...] = ("queries", "documents", "qrels")
@@ -30,6 +31,9 @@ class Batch:
         raw_score: In qrels what the score was read from, for messages.
         score_column: The column that it was read from.
         allowed_score: What it may be.
+        spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
+            Queries of one id are then the same query, however their fields differ.
+        told: What a reader should know about these rows, as the end of a sentence -> rows that it is true of.
     """
 
     side: Side
@@ -40,6 +44,8 @@ class Batch:
     raw_score: pa.Array | None = None
     score_column: str = "score"
     allowed_score: str = "a finite number"
+    spelling: pa.Array | None = None
+    told: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """How a message names a row of the batch."""
@@ -57,6 +63,7 @@ class Description:
         queries: Query field -> type.
         documents: Document field -> type.
         score_range: Smallest and largest score possible; None for 0, or what is found below it, to the largest found.
+        positions: How the ``position`` of pairs becomes their score; None where they have scores of their own.
         scores_are_places: Whether scores come from places in a result list. None of these means not relevant, so
             without a ``score_range`` the range begins with the smallest score found.
         options: What it was asked for, for the provenance.
@@ -72,6 +79,7 @@ class Description:
     queries: Mapping[str, FieldType]
     documents: Mapping[str, FieldType]
     score_range: tuple[float, float] | None = None
+    positions: Positions | None = None
     scores_are_places: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
