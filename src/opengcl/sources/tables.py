@@ -78,12 +78,25 @@ class TableSource:
 
     def _batch(self, side: str, rows: Rows, file: str, mapping: TableMapping) -> Batch:
         if side == "queries":
-            return Batch("queries", mapping.query_rows(rows.batch, file), file, rows.first)
+            return Batch("queries", mapping.query_rows(rows.batch, file), file, rows.first, lines=rows.lines)
         if side == "documents":
-            return Batch("documents", mapping.document_rows(rows.batch, file), file, rows.first)
-        pairs, raw = mapping.qrels_rows(rows.batch, file)
+            return Batch("documents", mapping.document_rows(rows.batch, file), file, rows.first, lines=rows.lines)
         column, allowed = str(mapping.score_column), mapping.allowed_score
-        return Batch("qrels", pairs, file, rows.first, raw_score=raw, score_column=column, allowed_score=allowed)
+        if mapping.label is None:
+            rows = rows.with_points(column, file)
+            if rows.lines is not None and rows.decimal == ".":
+                allowed += " (--decimal , reads decimal commas)"
+        pairs, raw = mapping.qrels_rows(rows.batch, file)
+        return Batch(
+            "qrels",
+            pairs,
+            file,
+            rows.first,
+            raw_score=raw,
+            score_column=column,
+            allowed_score=allowed,
+            lines=rows.lines,
+        )
 
     def _completed(self) -> TableMapping:
         tables = (self.queries or self.qrels, self.documents or self.qrels, self.qrels)
