@@ -21,9 +21,10 @@ from PIL import Image
 
 from opengcl import cli
 from opengcl.clicks import LogOptions, ScoreOptions, SupportOptions, from_logs, read_propensities
-from opengcl.clicks.counts import LONGEST_QUERY, normalised, query_id
+from opengcl.clicks.counts import LONGEST_QUERY, query_id
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
+from opengcl.query_text import normalised
 
 QUERIES, CANDIDATES = 25, 20
 SHOP = Simulation(sessions=1, depth=6, ranker_noise=0.5)

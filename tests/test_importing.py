@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +111,12 @@ def test_queries_and_documents_in_tables_of_their_own(tmp_path: Path) -> None:
     assert (data.schema.score_min, data.schema.score_max) == (0, 2)
 
 
+PLACED = TableMapping(**{**vars(MAPPING), "score": None, "position": "p"})
+
+
 def test_positions_become_scores(tmp_path: Path) -> None:
     rows = [{"q": "a", "sku": f"d{p}", "name": "n", "p": p} for p in (1, 2, 100, 101, 250)]
-    data = made(tmp_path, rows, TableMapping(**{**vars(MAPPING), "score": None, "position": "p"}))
+    data = made(tmp_path, rows, replace(PLACED, list_length=100))
     assert list(pairs_of(data).values()) == [100, 99, 1, 1, 1]
     assert (data.schema.score_min, data.schema.score_max) == (1, 100)
     assert pq.read_table(tmp_path / "out/qrels.parquet")["position"].to_pylist() == [1, 2, 100, 101, 250]

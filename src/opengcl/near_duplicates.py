@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import OrderedDict
 from typing import Any, Literal
 
 import numpy as np
+
+from opengcl.query_text import normalised
 
 Unit = Literal["character", "word"]
 UNITS: tuple[Unit, ...] = ("character", "word")
 
 _CERTAINTY = 0.99
 """Chance, at the least, that a pair at the threshold is looked at."""
-
-
-def normalised(text: str) -> str:
-    """A text without what no reader would call a difference: compatibility forms, case, and runs of white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str, unit: Unit = "character", size: int = 3) -> frozenset[str]:

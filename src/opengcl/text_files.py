@@ -1,4 +1,4 @@
-"""Text files as UTF-8, a block or a line at a time, plain or gzipped; and other kinds of files, by their first bytes."""
+"""Text files as UTF-8, a block or a line at a time, plain or gzipped; other kinds of files by their first bytes."""
 
 from __future__ import annotations
 

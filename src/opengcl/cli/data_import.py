@@ -45,22 +45,50 @@ def import_data(
         str | None,
         typer.Option(help="Column of query ids; without one the text makes the id.", rich_help_panel=_TABLES),
     ] = None,
+    queries_id: Annotated[
+        str | None,
+        typer.Option(help="That column in the table of --queries, if it differs there.", rich_help_panel=_TABLES),
+    ] = None,
     query: Annotated[
         str | None,
         typer.Option(help="Query fields, as query=search_term or query=q,category=cat.", rich_help_panel=_TABLES),
     ] = None,
-    doc_id: Annotated[str | None, typer.Option(help="Column of document ids.", rich_help_panel=_TABLES)] = None,
+    doc_id: Annotated[
+        str | None,
+        typer.Option(help="Column of document ids, or several: locale+product_id.", rich_help_panel=_TABLES),
+    ] = None,
+    documents_id: Annotated[
+        str | None,
+        typer.Option(help="That column in the table of --documents, if it differs there.", rich_help_panel=_TABLES),
+    ] = None,
     fields: Annotated[
-        str | None, typer.Option(help="Text fields of documents, as title=name,brand=brand.", rich_help_panel=_TABLES)
+        str | None,
+        typer.Option(help="Text fields of documents, as title=name,brand=brand, or none.", rich_help_panel=_TABLES),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Picture fields: bytes, paths or URLs, as image=picture_url.", rich_help_panel=_TABLES),
+        typer.Option(
+            help="Picture fields: bytes, paths, URLs or lists of them, as image=picture_url, or none.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    join_lists: Annotated[
+        str | None,
+        typer.Option(help="Make one text of a list of texts, with this between them.", rich_help_panel=_TABLES),
     ] = None,
     score: Annotated[str | None, typer.Option(help="Column of scores.", rich_help_panel=_TABLES)] = None,
     position: Annotated[
         str | None,
-        typer.Option(help="Column of result positions, 1 at the top: score 101 - position.", rich_help_panel=_TABLES),
+        typer.Option(
+            help="Column of result positions: the top scores 100, the end of a usual list 1.", rich_help_panel=_TABLES
+        ),
+    ] = None,
+    first_position: Annotated[
+        int | None, typer.Option(help="Position at the top, 0 or 1.", rich_help_panel=_TABLES)
+    ] = None,
+    list_length: Annotated[
+        int | None,
+        typer.Option(help="Position that scores 1; by default as long as usual lists are.", rich_help_panel=_TABLES),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of labels, with --gains.", rich_help_panel=_TABLES)] = None,
     gains: Annotated[
@@ -91,6 +119,18 @@ def import_data(
         str | None,
         typer.Option(help="A pair with several scores: error, max, mean or first.", rich_help_panel=_ROWS),
     ] = None,
+    spelling: Annotated[
+        str | None,
+        typer.Option(
+            help="normalised: queries without ids are one if they differ in case, white space or compatibility forms, "
+            "and ids are trimmed; verbatim: all as they are.",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
+    max_unmatched: Annotated[
+        float,
+        typer.Option(help="Share of pairs that may name unknown ids, with --bad-rows skip.", rich_help_panel=_ROWS),
+    ] = 0.5,
     score_range: Annotated[
         str | None, typer.Option(help="Smallest and largest score possible, as 0,5.", rich_help_panel=_ROWS)
     ] = None,
@@ -117,7 +157,8 @@ def import_data(
 ) -> None:
     """Make a ranked data set of tables, a public benchmark, or a data set on the hub.
 
-    Columns that are not named are guessed from the usual names (query, product_id, title, image, score, position).
+    Columns that are not named are guessed from the usual names (query, product_id, title, image, score, position), and
+    what was guessed or decided is printed.
 
     Examples:
     opengcl data import results.csv --query query=search_term --doc-id sku --position rank --out shop
@@ -134,12 +175,18 @@ def import_data(
     columns = _mapping(
         mapping,
         query_id=query_id,
+        queries_id=queries_id,
         queries=arguments.columns("--query", query),
         doc_id=doc_id,
-        documents=arguments.columns("--fields", fields),
-        images=arguments.columns("--images", images),
+        documents_id=documents_id,
+        documents=_fields("--fields", fields),
+        images=_fields("--images", images),
+        join_lists=join_lists,
+        spelling=spelling,
         score=score,
         position=position,
+        first_position=first_position,
+        list_length=list_length,
         label=label,
         gains=_numbers("--gains", gains),
         keep=tuple(arguments.names(keep)) if keep else None,
@@ -164,6 +211,7 @@ def import_data(
         name=name,
         bad_rows=bad_rows,  # type: ignore[arg-type] # checked there
         repeated_pairs=merged,  # type: ignore[arg-type] # checked there
+        max_unmatched=max_unmatched,
         score_range=_range(score_range),
         image_size=image_size,
         fetch=FetchOptions(concurrency=concurrency, allow_private=allow_private),
@@ -187,6 +235,11 @@ def _mapping(path: Path | None, **given: Any) -> TableMapping:
 
     read = TableMapping.read(path) if path is not None else TableMapping()
     return replace(read, **{name: value for name, value in given.items() if value is not None})
+
+
+def _fields(option: str, written: str | None) -> dict[str, str] | None:
+    """Fields and their columns; ``none`` for none at all, so that none is guessed."""
+    return {} if written is not None and written.strip() == "none" else arguments.columns(option, written)
 
 
 def _numbers(option: str, written: str | None) -> dict[str, float] | None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT
-from opengcl.sources.mapping import ids, numbers, texts
+from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import TableFile
 
@@ -99,7 +99,7 @@ class BeirSource:
             columns = {
                 QUERY_ID: ids(rows.batch.column(query), file.name, query),
                 DOCUMENT_ID: ids(rows.batch.column(document), file.name, document),
-                "score": numbers(raw),
+                "score": numbers(raw, file.name, score),
                 "source_split": pa.array([split] * len(rows.batch), pa.large_string()),
             }
             yield Batch(

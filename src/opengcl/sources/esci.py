@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
-from opengcl.sources.mapping import ids, texts
+from opengcl.sources.columns import ids, texts
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import TableFile
 

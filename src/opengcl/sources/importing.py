@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -12,11 +13,13 @@ from typing import Any, get_args
 from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, ProblemLog, shown
-from opengcl.data.schema import SCHEMA_FILE, Schema, SplitOptions
+from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
-from opengcl.sources.source import SIDES, Description, Source
+from opengcl.sources.positions import SCORE_RANGE, score_positions
+from opengcl.sources.repeated_rows import settle_rows
+from opengcl.sources.source import SIDES, Description, Side, Source
 from opengcl.sources.stage import BadRows, Stage
 
 
@@ -30,6 +33,8 @@ class ImportOptions:
             counted.
         repeated_pairs: What to do with a pair that has several different scores: ``error``, or take their ``max``,
             ``mean`` or ``first``. Equal scores are merged in any case.
+        max_unmatched: Share of the judged pairs that may name a query, or a document, that is not there; above it the
+            import stops, whatever ``bad_rows`` says.
         score_range: Smallest and largest score possible; by default what the source says, or else what is found.
         image_size: Pictures are stored as JPEG with at most so many pixels on the longer side; as they are by default.
         fetch: Limits for pictures that are URLs.
@@ -40,6 +45,7 @@ class ImportOptions:
     name: str | None = None
     bad_rows: BadRows = "error"
     repeated_pairs: RepeatedPairs = "error"
+    max_unmatched: float = 0.5
     score_range: tuple[float, float] | None = None
     image_size: int | None = None
     fetch: FetchOptions = field(default_factory=FetchOptions)
@@ -52,6 +58,8 @@ class ImportOptions:
                 raise DataSetError(f"{name}: found {shown(getattr(self, name))}; allowed: {', '.join(kinds)}")
         if self.image_size is not None and not 1 <= self.image_size <= 8192:
             raise DataSetError(f"image_size: found {self.image_size}; allowed: 1 to 8192 pixels")
+        if not 0 <= self.max_unmatched <= 1:
+            raise DataSetError(f"max_unmatched: found {self.max_unmatched}; allowed: a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -96,7 +104,7 @@ def import_dataset(
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     try:
-        counts = _fill(made, work, source, described, options, progress)
+        counts, notes = _fill(made, work, source, described, options, progress)
         if out.exists():
             out.rmdir()
         made.rename(out)
@@ -104,30 +112,49 @@ def import_dataset(
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
-    return Imported(out, counts, described.notes)
+    return Imported(out, counts, notes)
 
 
 def _fill(
     made: Path, work: Path, source: Source, described: Description, options: ImportOptions, progress: bool
-) -> dict[str, int]:
-    """Writes the four files, and tells what was counted."""
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Writes the four files, and tells what was counted and what was decided."""
     log, skip = ProblemLog(), options.bad_rows == "skip"
     shares = options.splits
     with Stage(made, described, seen_documents=shares.seen_documents, seed=shares.seed, log=log) as stage:
         for batch in source.batches(progress=progress):
             stage.add(batch)
+        counts = dict(stage.counts) | {"query_spellings_merged": stage.merged_spellings}
+    if missing := [side for side in SIDES if not counts[side]]:
+        raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
+    spill, repeated, threads = work / "spill", options.repeated_pairs, options.threads
+    notes = [*described.notes, *(f"{count:,} {what}" for what, count in stage.told.items())]
+    rows, about_rows = _settle_sides(made, spill, described, stage, log, threads)
+    counts |= rows
+    notes += about_rows
     if not skip:
         log.stop()
-    if missing := [side for side in SIDES if not stage.counts[side]]:
-        raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
-    counts = dict(stage.counts)
-    repeated, threads = options.repeated_pairs, options.threads
 
-    def settle(*, skip_unknown: bool) -> dict[str, int]:
-        spill = work / "spill"
-        return settle_pairs(made, spill, log, repeated=repeated, skip_unknown=skip_unknown, threads=threads)
+    scores, more = stage.scores, dict[str, Any]()
+    if described.positions is not None:
+        length, sentence = score_positions(made, spill, described.positions, threads=threads)
+        notes.append(sentence)
+        more["list_length"] = length
+        scores = SCORE_RANGE
 
-    counts |= settle(skip_unknown=skip)
+    def settle(*, skip_unknown: bool, max_unmatched: float = 1.0) -> dict[str, int]:
+        return settle_pairs(
+            made,
+            spill,
+            log,
+            repeated=repeated,
+            skip_unknown=skip_unknown,
+            threads=threads,
+            max_unmatched=max_unmatched,
+        )
+
+    counts |= settle(skip_unknown=skip, max_unmatched=options.max_unmatched)
+    notes += _about_spellings(counts, repeated)
     if "image" in described.documents.values():
         store, root, fields = work / "pictures", described.picture_root, dict(described.documents)
         size = options.image_size
@@ -136,8 +163,41 @@ def _fill(
         if counts["documents_dropped"]:
             after = settle(skip_unknown=True)
             counts |= {"qrels": after["qrels"], "pairs_of_dropped_documents": after["pairs_without_documents"]}
-    _write_schema(made, described, options, counts, stage.scores, log, progress)
-    return counts
+    _write_schema(made, described, options, counts, scores, log, notes, more, progress)
+    return counts, tuple(notes)
+
+
+def _settle_sides(
+    made: Path, spill: Path, described: Description, stage: Stage, log: ProblemLog, threads: int | None
+) -> tuple[dict[str, int], list[str]]:
+    """Makes one row of those that share an id, on both sides; what was counted, and sentences about what differed."""
+    counts = {"differing": 0, "filled_from_later_rows": 0, "skipped": stage.counts["skipped"]}
+    notes: list[str] = []
+    sides: tuple[tuple[Side, Mapping[str, FieldType]], ...] = (
+        ("queries", described.queries),
+        ("documents", described.documents),
+    )
+    for side, fields in sides:
+        found = settle_rows(made, spill, side, list(fields), stage.empty[side], log, threads=threads)
+        counts["skipped"] += stage.counts[side] - found.rows
+        counts[side] = found.rows
+        counts["differing"] += found.differing
+        counts["filled_from_later_rows"] += found.filled
+        notes += found.notes
+    return counts, notes
+
+
+def _about_spellings(counts: dict[str, int], repeated: RepeatedPairs) -> list[str]:
+    if not counts["query_spellings_merged"]:
+        return []
+    found = [
+        f"{counts['query_spellings_merged']:,} spellings of queries differ from another only in case, white space or "
+        "compatibility forms, and are merged into the one that comes first (--spelling verbatim keeps them apart)"
+    ]
+    if pairs := counts["pairs_of_merged_queries"]:
+        choice = "max" if repeated == "error" else repeated
+        found.append(f"{pairs:,} pairs of merged queries have several scores and get their {choice} (--repeated-pairs)")
+    return found
 
 
 def _write_schema(
@@ -147,6 +207,8 @@ def _write_schema(
     counts: dict[str, int],
     found: tuple[float, float],
     log: ProblemLog,
+    notes: Sequence[str],
+    more: Mapping[str, Any],
     progress: bool,
 ) -> None:
     low, high = options.score_range or described.score_range or found
@@ -157,9 +219,12 @@ def _write_schema(
         "opengcl": version("opengcl"),
         "options": {**described.options, **_given(options)},
         "counts": {name: int(count) for name, count in counts.items()},
+        **more,
     }
     if described.files:
         told["files"] = [_file(path, progress) for path in described.files]
+    if notes:
+        told["notes"] = list(notes)
     if problems := log.problems():
         told["skipped"] = [str(problem) for problem in problems]
     name = options.name or described.name

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from opengcl.data import tables as typed
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType
+from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.hub import HubTable
-from opengcl.sources.mapping import hashed, ids, numbers, texts
+from opengcl.sources.mapping import hashed
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import Rows, Table, TableFile
 
@@ -255,8 +256,8 @@ def _pair_batch(
     columns = {
         QUERY_ID: query_id,
         DOCUMENT_ID: ids(document, file, "product_id"),
-        "score": numbers(raw),
-        "position": pc.cast(numbers(place), pa.int32(), safe=False),
+        "score": numbers(raw, file, "score"),
+        "position": pc.cast(numbers(place, file, "position"), pa.int32(), safe=False),
     }
     return Batch("qrels", pa.RecordBatch.from_pydict(columns), file, first, raw_score=raw, lines=lines)
 

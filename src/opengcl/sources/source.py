@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from opengcl.data.schema import FieldType
+from opengcl.sources.positions import Positions
 
 Side = Literal["queries", "documents", "qrels"]
 SIDES: tuple[Side, ...] = ("queries", "documents", "qrels")
@@ -31,6 +32,9 @@ class Batch:
         score_column: The column that it was read from.
         allowed_score: What it may be.
         lines: The rows' lines, from 1 and with the header counted, where they come from a text file.
+        spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
+            Queries of one id are then the same query, however their fields differ.
+        told: What a reader should know about these rows, as the end of a sentence -> rows that it is true of.
     """
 
     side: Side
@@ -42,6 +46,8 @@ class Batch:
     score_column: str = "score"
     allowed_score: str = "a finite number"
     lines: Any = None
+    spelling: pa.Array | None = None
+    told: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """How a message names a row of the batch: by its line in a text file, by its number from 0 in others."""
@@ -61,6 +67,7 @@ class Description:
         queries: Query field -> type.
         documents: Document field -> type.
         score_range: Smallest and largest score possible; None for those that are found.
+        positions: How the ``position`` of pairs becomes their score; None where they have scores of their own.
         options: What it was asked for, for the provenance.
         files: The files that it reads, to be hashed.
         picture_root: What picture paths are relative to; no path may leave it.
@@ -74,6 +81,7 @@ class Description:
     queries: Mapping[str, FieldType]
     documents: Mapping[str, FieldType]
     score_range: tuple[float, float] | None = None
+    positions: Positions | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     picture_root: Path | None = None

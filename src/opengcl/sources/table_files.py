@@ -60,6 +60,10 @@ class Rows:
     lines: np.ndarray | None = None
     decimal: str = "."
 
+    def place(self, row: int) -> str:
+        """How a message names a row of the batch."""
+        return f"row {self.first + row}" if self.lines is None else f"line {self.lines[row]}"
+
     def with_points(self, column: str, file: str) -> Rows:
         """The same rows with the decimal commas of a column as points.
 
@@ -82,6 +86,11 @@ class Table(Protocol):
     @property
     def columns(self) -> list[str]:
         """Names of its columns."""
+        ...
+
+    @property
+    def told(self) -> str | None:
+        """How it is read, where that had to be found out."""
         ...
 
     def read(self, columns: Sequence[str], *, progress: bool) -> Iterator[Rows]:

@@ -38,6 +38,7 @@ def wands_source(folder: Path, *, gains: Mapping[str, float] = GAINS) -> TableSo
         doc_id="product_id",
         queries={"query": "query"},
         documents={"title": "product_name", "description": "product_description", "features": "product_features"},
+        images={},
         label="label",
         gains=gains,
         keep=tuple(name for name in _KEPT if name in products.columns),
