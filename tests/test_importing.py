@@ -149,12 +149,15 @@ def test_what_is_not_found_is_asked_for(tmp_path: Path, columns: dict[str, Any],
 
 
 WRONG_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "score": ({"s": "much"}, "judged.csv, column 's': unusable score in 1 row: judged.csv, row 5 holds 'much'"),
-    "infinite": ({"s": "inf"}, "row 5 holds 'inf'. Allowed: a finite number"),
-    "empty score": ({"s": ""}, "row 5 holds ''"),
-    "no document": ({"sku": " "}, "judged.csv, column 'doc_id': null or empty id in 2 rows: judged.csv, row 5"),
+    "score": ({"s": "much"}, "judged.csv, column 's': unusable score in 1 row: judged.csv, line 7 holds 'much'"),
+    "infinite": ({"s": "inf"}, "line 7 holds 'inf'. Allowed: a finite number"),
+    "empty score": ({"s": ""}, "line 7 holds ''"),
+    "no document": ({"sku": " "}, "judged.csv, column 'doc_id': null or empty id in 2 rows: judged.csv, line 7"),
     "no query": ({"q": ""}, "judged.csv, column 'query_id': null or empty id in 2 rows"),
-    "no field": ({"name": "", "sku": "new"}, "column 'title': no field present in 1 row: judged.csv, row 5 (id 'new')"),
+    "no field": (
+        {"name": "", "sku": "new"},
+        "column 'title': no field present in 1 row: judged.csv, line 7 (id 'new')",
+    ),
 }
 
 

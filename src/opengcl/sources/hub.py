@@ -49,6 +49,10 @@ class HubTable:
             raise DataSetError(f"{self.name}: its columns are not known before reading")
         return list(self._data.column_names)
 
+    @property
+    def told(self) -> None:
+        """Nothing: `datasets` reads it."""
+
     def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
         """Its rows, as Arrow batches."""
         columns = list(dict.fromkeys(columns))
