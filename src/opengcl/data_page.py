@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 from tqdm import tqdm
 
@@ -18,6 +17,7 @@ from opengcl.data.splits import SPLITS
 from opengcl.near_duplicates import NearDuplicates
 from opengcl.near_pictures import NEAR_COLOURS, LookAlikes
 from opengcl.pages import Product, data_uri, environment, first_texts, picture, products, write_whole
+from opengcl.plain_yaml import write_yaml
 from opengcl.report import EN_DASH, SPLIT_NAMES
 from opengcl.shown_queries import judged_scores
 
@@ -127,7 +127,7 @@ def _context(data: RankedDataset, queries: int, seed: int, progress: bool) -> di
         "near_colours": NEAR_COLOURS,
         "queries": _shown_queries(data, queries, generator),
         "problems": [str(problem) for problem in data.problems],
-        "provenance": yaml.safe_dump(_provenance(data), sort_keys=False, allow_unicode=True),
+        "provenance": write_yaml(_provenance(data)),
     }
 
 

@@ -40,7 +40,7 @@ Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; needed here or in --config.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the ranked data set.")] = None,
     model: Annotated[
         str | None,
@@ -98,14 +98,14 @@ def train(
 
     Example: opengcl train --data shop --model tiny --out runs/gcl --fields image=0.9,title=0.1
     """
-    from opengcl.config import load_config
+    from opengcl.config import TEXT_SETTINGS, load_config
     from opengcl.distributed import leave_ranks, rank
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
         "data": arguments.text(data),
         "model": model,
-        "out": str(out),
+        "out": arguments.text(out),
         "fields": fields,
         "query_fields": query_fields,
         "weights": weights,
@@ -122,11 +122,12 @@ def train(
         "lora_rank": lora_rank,
         "workers": workers,
         "device": device,
-        **arguments.settings(setting or []),
     }
-    if config is None and resume and (out / "config.yaml").is_file():
+    if config is None and resume and out is not None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
-    run(load_config(config, given), resume=resume, baseline=baseline)
+    settings = load_config(config, given, arguments.settings(setting or [], texts=TEXT_SETTINGS))
+    out = Path(settings.out)
+    run(settings, resume=resume, baseline=baseline)
     first = rank() == 0
     leave_ranks()
     if not first:
