@@ -85,6 +85,10 @@ def from_logs(
     link_clicks: Annotated[
         float, typer.Option(help="Clicks that must link each position with higher ones to tell its bias.")
     ] = 20,
+    exposure_prior: Annotated[
+        bool,
+        typer.Option(help="Expect more of what was shown more, as far as the log's clicks bear it out (posterior)."),
+    ] = True,
     doc_id: Annotated[str | None, typer.Option(help="Catalogue column of the ids; doc_id by default.")] = None,
     fields: Annotated[
         str | None,
@@ -158,6 +162,7 @@ def from_logs(
             fit_impressions=fit_impressions,
             link_clicks=link_clicks,
             minimum_examinations=min_examinations,
+            exposure_prior=exposure_prior,
         ),
         doc_id=doc_id,
         fields=arguments.names(fields) if fields else None,

@@ -58,6 +58,8 @@ class Report:
             them; empty without fields of pictures.
         events: ``impressions``, ``clicks`` and so on -> showings that counted, by age if there is a half-life.
         propensities: How likely each position is looked at.
+        reliability: Share of the differences in worth that the log tells, in [0, 1].
+        exposure_slope: How the expected rate grows with exposure, in logarithms; 0 if it is not used.
         seconds: Wall time by step.
     """
 
@@ -73,6 +75,8 @@ class Report:
     pictures: dict[str, int] = field(default_factory=dict)
     events: dict[str, float] = field(default_factory=dict)
     propensities: Propensities | None = None
+    reliability: float = 0.0
+    exposure_slope: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -86,6 +90,9 @@ class Report:
             lines.append(f"{name:<38}{getattr(self, name):>14,}")
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
         lines += [f"{what.replace('_', ' '):<38}{count:>14,}" for what, count in self.pictures.items() if count]
+        lines.append(f"{'share of the differences told':<38}{self.reliability:>14.2f}")
+        if self.exposure_slope:
+            lines.append(f"{'expected rate grows with exposure^':<38}{self.exposure_slope:>14.2f}")
         if self.propensities is not None:
             lines.append(f"examination by position ({self.propensities.source}):")
             theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]
@@ -163,6 +170,7 @@ def from_logs(
         report.propensities = find_propensities(counts, scoring)
         steps.done()
         scored = score(counts, report.propensities.theta, scoring)
+        report.reliability, report.exposure_slope = scored.reliability, scored.slope
         steps.done()
         report.events = {counted(kind): float(values.sum()) for kind, values in _counts_by_kind(counts).items()}
         report.dropped_pairs["hardly looked at"] = int((~scored.supported).sum())
@@ -289,6 +297,7 @@ def _fill_scored(connection: duckdb.DuckDBPyConnection, counts: Counted, scored:
         "score": scored.score[kept].astype(np.float32),
         "expected_rate": scored.rate[kept],
         "worth": scored.worth[kept],
+        "worth_sd": scored.deviation[kept],
         "examinations": scored.examinations[kept],
         **totals,
     }
@@ -342,6 +351,8 @@ def _provenance(report: Report, columns: LogOptions, support: SupportOptions, sc
         "bots": report.bots,
         "events": report.events,
         "propensities": fitted,
+        "reliability": round(report.reliability, 4),
+        "exposure_slope": round(report.exposure_slope, 4),
         "versions": {one: importlib.metadata.version(one) for one in packages},
     }
 

@@ -101,10 +101,11 @@ def count_pairs(
         "ORDER BY pair, position, randomised"
     ).fetchnumpy()
     connection.execute("DROP TABLE placed")
+    query = connection.sql(f"SELECT text_number FROM {PAIRS} ORDER BY pair").fetchnumpy()["text_number"]
     later = {kind: found[counted(kind)] for kind in log.follow_ups}
     pair, position = (found[name].astype(np.int64) for name in ("pair", "position"))
     counts = Counted(
-        pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later
+        pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later, query
     )
     return counts, dropped, before - after
 
