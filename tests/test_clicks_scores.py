@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from benchmarks.ranking.clicks import kendall_tau_b
 
 from opengcl.clicks import scores
@@ -180,7 +179,7 @@ def test_scores_are_never_behind_click_rates_however_rare_clicks_are(rate: float
 
 
 def test_the_ranker_is_not_believed_when_told_so() -> None:
-    counts, looks, truth = shop_log(1, 0.01, 1.0)
+    counts, looks, _ = shop_log(1, 0.01, 1.0)
     plain = score(counts, looks, ScoreOptions(exposure_prior=False))
     assert plain.slope == 0
     np.testing.assert_array_equal(plain.worth, score(counts._replace(query=None), looks, ScoreOptions()).worth)

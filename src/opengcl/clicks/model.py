@@ -31,9 +31,9 @@ def fit_position_model(
     """Theta by position and alpha by pair, by maximum likelihood, in [0, 1].
 
     The log-likelihood, sum c (log theta + log alpha) + (n - c) log(1 - theta alpha), is concave in the logarithms, so
-    Newton's method finds its maximum from anywhere. It takes as few steps at a click rate of .1% as at 50%; EM (Chuklin,
-    Markov & de Rijke 2015, section 4.2), whose steps shrink with the rate, stops near its start there. A position or
-    pair without clicks has 0.
+    Newton's method finds its maximum from anywhere, in as few steps at a click rate of .1% as at 50%. The steps of EM
+    (Chuklin, Markov & de Rijke 2015, section 4.2) shrink with the rate, so that it stops near its start where clicks
+    are rare. A position or pair without clicks has 0.
 
     Args:
         pair: Index of the (query, document) pair of each cell, without gaps.

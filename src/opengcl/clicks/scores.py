@@ -216,7 +216,7 @@ def _posterior(
 def _weighted(
     counts: Counted, per_look: np.ndarray, impressions: np.ndarray, values: dict[str, float], options: ScoreOptions
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Weighted click rates, worths and their standard errors, as of Poisson counts; of one click where there is none."""
+    """Weighted click rates, worths and their standard errors: those of Poisson counts, of one click where none is."""
     rate = np.bincount(counts.pair, counts.clicks * per_look) / impressions
     worth, variance, one = (np.zeros(len(impressions)) for _ in range(3))
     for kind, each in {CLICK: options.values[CLICK], **values}.items():
