@@ -84,8 +84,8 @@ def test_the_folder_opens_strictly(made: Path, tmp_path: Path) -> None:
 def test_counts_in_the_qrels_are_those_of_the_log(made: Path, log: pa.Table) -> None:
     found = qrels(made)
     assert found.column_names == [
-        "query_id", "doc_id", "score", "expected_rate", "worth", "examinations", "impressions", "clicks", "carts",
-        "purchases",
+        "query_id", "doc_id", "score", "expected_rate", "worth", "worth_sd", "examinations", "impressions", "clicks",
+        "carts", "purchases",
     ]  # fmt: skip
     of_event = dict(zip(("impression", "click", "purchase"), ("impressions", "clicks", "purchases"), strict=True))
     keys = list(zip(found["query_id"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
