@@ -15,9 +15,9 @@ from typing import IO, Any, Literal, Protocol, cast, get_args
 import pyarrow as pa
 import pyarrow.csv as csv
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
+from opengcl.progress import progress_bar
 
 FileKind = Literal["csv", "tsv", "jsonl", "parquet", "trec"]
 KINDS: tuple[FileKind, ...] = get_args(FileKind)
@@ -165,12 +165,12 @@ class TableFile:
         if self.format == "parquet":
             yield from self._read_parquet(columns, progress)
             return
-        bar = tqdm(
+        bar = progress_bar(
             total=self.path.stat().st_size,
             desc=f"{self.name}: reading",
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            show=progress,
             delay=1.0,
         )
         readers: dict[str, Callable[[IO[bytes], list[str]], Iterator[Rows]]] = {
@@ -186,7 +186,7 @@ class TableFile:
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
             rows = max(16, min(_PARQUET_ROWS, _PARQUET_BYTES * max(1, metadata.num_rows) // max(1, size)))
             task, first = f"{self.name}: reading", 0
-            with tqdm(total=metadata.num_rows, desc=task, unit=" rows", disable=not progress, delay=1.0) as bar:
+            with progress_bar(total=metadata.num_rows, desc=task, unit=" rows", show=progress, delay=1.0) as bar:
                 try:
                     for batch in file.iter_batches(rows, columns=columns):
                         yield Rows(batch.select(columns), first)
