@@ -53,6 +53,10 @@ class TrainConfig:
     """Document field -> weight; all fields that the model reads, equally, when not given."""
     query_fields: dict[str, float] | None = None
     """Query field -> weight."""
+    query_prompt: str | None = None
+    """What goes before each query, saved with the model; the model's own prompt when not given, none when empty."""
+    document_prompt: str | None = None
+    """What goes before each text of a document, likewise; never before images."""
     combine: Combine = "mean"
     """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
     weights: str = "exponential"

@@ -20,10 +20,10 @@ import ibis
 import pyarrow as pa
 import pyarrow.types as pt
 from ibis.expr import types as ir
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
+from opengcl.progress import progress_bar
 
 LOG, LISTS, DOCUMENTS = "log", "lists", "documents"
 """Names of the views in DuckDB."""
@@ -200,7 +200,7 @@ def hashes(files: Sequence[Path], *, progress: bool) -> str:
     """SHA-256 over the sizes and contents of files, in order."""
     total = sum(one.stat().st_size for one in files)
     whole = hashlib.sha256()
-    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar:
+    with progress_bar(total=total, desc="hashing", unit="B", unit_scale=True, show=progress, delay=1.0) as bar:
         for path in files:
             whole.update(f"{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
