@@ -117,6 +117,7 @@ def _context(data: RankedDataset, queries: int, seed: int, progress: bool) -> di
         "counts": data.describe(),
         "splits": [(key, *SPLIT_NAMES[key]) for key in SPLITS],
         "score_range": (data.schema.score_min, data.schema.score_max),
+        "relevance_range": data.schema.relevance_range,
         "fields": fields,
         "charts": _charts(data, fields),
         "chart_size": (WIDTH, HEIGHT),

@@ -146,7 +146,7 @@ def _context(this: Run, other: Run | None, dataset: RankedDataset, metric: str, 
         "queries": _query_views(this, other, dataset, metric),
         "picked": _how_picked(other, metric),
         "chart_size": (WIDTH, HEIGHT),
-        "score_range": (dataset.schema.score_min, dataset.schema.score_max),
+        "score_range": dataset.schema.relevance_range,
         "config": yaml.safe_dump(this.config, sort_keys=False, allow_unicode=True),
         "provenance": yaml.safe_dump(_provenance(this, dataset), sort_keys=False, allow_unicode=True),
     }
@@ -323,6 +323,7 @@ def _query_view(
         rows = [dataset.documents.row(doc_id) for doc_id in ids[pick.key][:LIST_LENGTH]]
         lists.append(RankedList(name, kind, values[pick.key], products(dataset, rows, judged)))
     best = ideal_rows(judged, dataset.splits.document_rows(split), k=LIST_LENGTH)
-    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, products(dataset, best, judged)))
+    value = 1.0 if ideal_is_one and best else None
+    lists.append(RankedList("Ideal order", "ideal", value, products(dataset, best, judged)))
     text = first_texts(dataset.queries, [query_row])[0] or query_id
     return QueryView(text, SPLIT_NAMES.get(split, (split, ""))[0], pairs, pick.reason, lists)

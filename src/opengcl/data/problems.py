@@ -79,6 +79,21 @@ class ProblemLog:
             raise DataSetError("\n".join(str(problem) for problem in self.found.values()))
 
 
+def not_relevant_note(pairs: int, below: int) -> str | None:
+    """A sentence for data in which most scores are below 0, as a cross-encoder's logits are; None for all other data.
+
+    Args:
+        pairs: How many judged pairs there are.
+        below: How many of them have a score below 0.
+    """
+    if 2 * below <= pairs:
+        return None
+    return (
+        f"{below:,} of {pairs:,} scores are below 0, and a score of 0 or below means judged not relevant: what these "
+        "say about order is lost"
+    )
+
+
 def shown(value: object) -> str:
     """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
     return reprlib.repr(value)

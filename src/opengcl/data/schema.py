@@ -94,6 +94,16 @@ class Schema:
         if self.score_min >= self.score_max:
             raise DataSetError(f"score: found min {self.score_min} and max {self.score_max}; allowed: min < max")
 
+    @property
+    def relevance_range(self) -> tuple[float, float]:
+        """The range of relevance: scores below 0 count as 0 (`opengcl.metrics.relevance`)."""
+        return max(0.0, self.score_min), max(0.0, self.score_max)
+
+    def share(self, score: float) -> float:
+        """Where a score's relevance lies in its range, in [0, 1], to be shown as a colour or in per cent."""
+        low, high = self.relevance_range
+        return min(1.0, max(0.0, (max(0.0, score) - low) / (high - low))) if low < high else 0.0
+
     @classmethod
     def parse(cls, text: str) -> Schema:
         """Reads the YAML text of a ``dataset.yaml``.

@@ -62,6 +62,7 @@ class TableSource:
             documents=documents,
             score_range=mapping.score_range,
             positions=None if mapping.position is None else self._positions(mapping),
+            scores_are_places=mapping.position is not None,
             options={"mapping": told, **self.options},
             files=self.files,
             picture_root=self.picture_root,
