@@ -107,6 +107,11 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
+def number_of(count: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def place(row: int, identifier: object) -> str:
     """How messages name a row: its number from 0 in the file, and its id."""
     return f"row {row} (id {shown(identifier)})"

@@ -173,7 +173,8 @@ class TableMapping:
             found = replace(found, queries={"query": name} if name else {})
         found = found._with_document_ids(documents, qrels)
         held = qrels if documents is None else documents
-        found = found._with_fields(held, [found.doc_id, found.documents_id])
+        taken = [found.doc_id, found.documents_id, *(found.queries.values() if documents is None else ())]
+        found = found._with_fields(held, taken)
         if all(getattr(found, name) is None for name in _SCORES):
             for name in ("score", "position"):
                 if column := _guess(name, qrels):
@@ -213,7 +214,7 @@ class TableMapping:
 
     def _with_fields(self, columns: Sequence[str], taken: Sequence[str | None]) -> TableMapping:
         """With title and picture guessed, each where it is not named."""
-        used = {*taken, *(self.documents or {}).values(), *(self.images or {}).values(), *self.queries.values()}
+        used = {*taken, *(self.documents or {}).values(), *(self.images or {}).values()}
         free = [one for one in columns if one not in used]
         pictured, written = self.images, self.documents
         if pictured is None:

@@ -34,7 +34,7 @@ class Batch:
         lines: The rows' lines, from 1 and with the header counted, where they come from a text file.
         spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
             Queries of one id are then the same query, however their fields differ.
-        told: What a reader should know about these rows, as the end of a sentence -> rows that it is true of.
+        told: What a reader should know about these rows, as the start of a sentence -> rows that it is true of.
     """
 
     side: Side
