@@ -39,7 +39,7 @@ _IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 class Evaluation:
     """What a model scores on each split, per query and on average."""
 
-    per_query: pa.Table  # split, query_id, pairs (the query's training pairs), one column a metric
+    per_query: pa.Table  # split, query_id, pairs (the query's training pairs, score above 0), one column a metric
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
 

@@ -30,6 +30,7 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
+from opengcl.data.problems import not_relevant_note
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
 from opengcl.encoders import make_encoder
@@ -86,6 +87,7 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         _check_unseen(dataset, judged)
     for opened in (dataset, judged):
         _check_skipped(opened, config.max_unreadable)
+        _tell_lost_scores(opened)
     objective = build_objective(config, dataset)
     inputs = _inputs(objective.model, dataset, config)
     judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
@@ -407,6 +409,12 @@ def _check_skipped(dataset: RankedDataset, limit: float) -> None:
                 raise TrainError(
                     f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
                 )
+
+
+def _tell_lost_scores(dataset: RankedDataset) -> None:
+    """Warns where most scores are below 0, which makes negatives of these pairs."""
+    if lost := not_relevant_note(len(dataset.qrels), dataset.qrels.not_relevant()[1]):
+        logger.warning("%s: %s; import again with --score-zero", dataset.path, lost)
 
 
 def _claim(
