@@ -22,8 +22,9 @@ from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.metrics import relevance as relevance_of
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
 from opengcl.per_query import KEYS, per_query_table, write_per_query
+from opengcl.prompts import Side
 from opengcl.search import exact_top_k
 from opengcl.whole_files import take_room
 

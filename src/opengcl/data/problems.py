@@ -12,7 +12,15 @@ EXAMPLES = 5
 
 
 class DataSetError(ValueError):
-    """A data set that cannot be used as it is: what was found, what is allowed, and where."""
+    """A data set that cannot be used as it is: what was found, what is allowed, and where.
+
+    Attributes:
+        key: Where in a YAML file the value is, if it came from one.
+    """
+
+    def __init__(self, message: str, *, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,11 @@ def not_relevant_note(pairs: int, below: int) -> str | None:
 def shown(value: object) -> str:
     """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
     return reprlib.repr(value)
+
+
+def number_of(count: int, noun: str) -> str:
+    """``1 row``, ``2,000 rows``."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
 
 
 def place(row: int, identifier: object) -> str:

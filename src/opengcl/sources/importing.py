@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow.compute as pc
-from tqdm import tqdm
 
-from opengcl.data.problems import DataSetError, ProblemLog, shown
+from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
+from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
 from opengcl.sources.positions import SCORE_RANGE, score_positions
@@ -134,7 +134,7 @@ def _fill(
     if missing := [side for side in SIDES if not counts[side]]:
         raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
     spill, repeated, threads = work / "spill", options.repeated_pairs, options.threads
-    notes = [*described.notes, *(f"{count:,} {what}" for what, count in stage.told.items())]
+    notes = [*described.notes, *(f"{what} in {number_of(count, 'row')}" for what, count in stage.told.items())]
     rows, about_rows = _settle_sides(made, spill, described, stage, log, threads)
     counts |= rows
     notes += about_rows
@@ -201,12 +201,16 @@ def _about_spellings(counts: dict[str, int], repeated: RepeatedPairs) -> list[st
     if not counts["query_spellings_merged"]:
         return []
     found = [
-        f"{counts['query_spellings_merged']:,} spellings of queries differ from another only in case, white space or "
-        "compatibility forms, and are merged into the one that comes first (--spelling verbatim keeps them apart)"
+        f"{number_of(counts['query_spellings_merged'], 'spelling')} of queries that differ from an earlier one only in "
+        "case, white space or compatibility forms count as the same query, spelled as it came first "
+        "(--spelling verbatim keeps them apart)"
     ]
     if pairs := counts["pairs_of_merged_queries"]:
         choice = "max" if repeated == "error" else repeated
-        found.append(f"{pairs:,} pairs of merged queries have several scores and get their {choice} (--repeated-pairs)")
+        found.append(
+            f"{number_of(pairs, 'pair')} of such queries with several scores: their {choice} is taken "
+            "(--repeated-pairs sets another choice)"
+        )
     return found
 
 
@@ -255,7 +259,7 @@ def _file(path: Path, progress: bool) -> dict[str, Any]:
     task = f"{path.name}: hashing"
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=task, unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar,
+        progress_bar(total=size, desc=task, unit="B", unit_scale=True, show=progress, delay=1.0) as bar,
     ):
         while block := file.read(1 << 22):
             digest.update(block)
