@@ -384,7 +384,7 @@ def _collect(batches: Iterable[_Batch], source: str) -> ScoredPairs:
     query_ids, query_codes = _unified(queries)
     doc_ids, doc_codes = _unified(documents)
     value = np.concatenate(values)
-    _check_unique(query_ids, query_codes, doc_ids, doc_codes, source)
+    _check_unique(query_ids, query_codes, doc_ids, doc_codes, value, source)
     if (np.diff(query_codes) < 0).any():
         order = np.argsort(query_codes, kind="stable")
         doc_codes, value = doc_codes[order], value[order]
@@ -401,7 +401,9 @@ def _unified(chunks: list[Any]) -> tuple[pa.StringArray, np.ndarray]:
     return unified.chunk(unified.num_chunks - 1).dictionary, codes
 
 
-def _check_unique(query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.ndarray, source: str) -> None:
+def _check_unique(
+    query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.ndarray, value: np.ndarray, source: str
+) -> None:
     key = query.astype(np.int64) * max(1, len(doc_ids)) + document
     ordered = np.sort(key)
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -409,7 +411,8 @@ def _check_unique(query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.
         first, second = np.flatnonzero(key == ordered[twice[0]])[:2]
         raise RankingFileError(
             f"{source}: query {query_ids[query[first]].as_py()!r} has document "
-            f"{doc_ids[document[first]].as_py()!r} twice: data rows {first + 1} and {second + 1}"
+            f"{doc_ids[document[first]].as_py()!r} twice: data rows {first + 1} and {second + 1}, with {value[first]} "
+            f"and {value[second]}; allowed: each pair once"
         )
 
 
