@@ -21,8 +21,10 @@ from opengcl.distributed import rank
 from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
-from opengcl.model import BiEncoder, Side
+from opengcl.metrics import relevance as relevance_of
+from opengcl.model import BiEncoder
 from opengcl.per_query import KEYS, per_query_table, write_per_query
+from opengcl.prompts import Side
 from opengcl.search import exact_top_k
 from opengcl.whole_files import take_room
 
@@ -37,7 +39,7 @@ _IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 class Evaluation:
     """What a model scores on each split, per query and on average."""
 
-    per_query: pa.Table  # split, query_id, pairs (the query's training pairs), one column a metric
+    per_query: pa.Table  # split, query_id, pairs (the query's training pairs, score above 0), one column a metric
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
 
@@ -123,9 +125,9 @@ def evaluate(
 ) -> Evaluation:
     """Rank each split's half of the corpus for the split's queries and score the lists.
 
-    Relevance is the judged score itself, unjudged documents have 0; where the data set's scores may be negative, its
-    lowest possible score counts as 0. Splits without a query are left out, and so is, with a warning in the log, what
-    has nothing but pictures that cannot be read.
+    Relevance is the judged score itself; unjudged documents have 0, and so have those judged below 0
+    (`opengcl.metrics.relevance`), as in trec_eval. Splits without a query are left out, and so is, with a warning in
+    the log, what has nothing but pictures that cannot be read.
 
     Args:
         model: The model.
@@ -224,7 +226,7 @@ class _Ranked:
     query_ids: list[str]
     rows: Int[np.ndarray, "q depth"]
     scores: Float[np.ndarray, "q depth"]
-    relevance: Float[np.ndarray, "q depth"]
+    relevance: Float[np.ndarray, "q depth"]  # at least 0
     judged: Float[np.ndarray, "q judged"]
 
 
@@ -327,6 +329,7 @@ def _judge(
     lists = []
     for number, query in enumerate(queries):
         document, score = _judged_in_half(dataset, query, seen)
+        score = relevance_of(score)
         order = np.argsort(document)
         place = np.searchsorted(document, rows[number], sorter=order).clip(max=len(order) - 1)
         hit = document[order[place]] == rows[number]
@@ -367,10 +370,10 @@ def _check_lists(
 def _judged_in_half(
     dataset: RankedDataset, query: int, seen: bool
 ) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, " judged"]]:
-    """A query's judged documents among the seen or the novel ones, and their relevance (at least 0)."""
+    """A query's judged documents among the seen or the novel ones, and their scores."""
     document, score = dataset.qrels.judged(int(query))
     inside = dataset.splits.document_seen[document] == seen
-    return document[inside], score[inside].astype(np.float64) - min(0.0, dataset.schema.score_min)
+    return document[inside], score[inside].astype(np.float64)
 
 
 def _listed(dataset: RankedDataset, split: str, ranked: _Ranked) -> pa.Table:

@@ -6,9 +6,10 @@ Every function takes two arrays with a row for each query:
   document has relevance 0, and so has the padding of a row that retrieved fewer than ``depth``.
 * ``judged``, shape (queries, judged): all judged relevances of the query, in any order, padded with 0.
 
-Relevance is in the data set's own units (for instance 1 to 100), finite and at least 0; "relevant" means
-*greater than* ``threshold``. A query that retrieved nothing scores 0, and so does one without a relevant
-judgment, so a system cannot raise its mean by leaving queries out.
+Relevance is in the data set's own units (for instance 1 to 100) and finite; below 0 it counts as 0 (TREC marks junk
+with -1), which is `relevance`. A document judged 0 and one that is not judged count the same, as in trec_eval, and
+"relevant" means *greater than* ``threshold``. A query that retrieved nothing scores 0, and so does one without a
+relevant judgment, so a system cannot raise its mean by leaving queries out.
 
 Ties: these functions see ranks, not scores, so whoever sorts decides about equal scores. In this package the
 earlier document row goes first (for files: the smaller document id as a string); ``opengcl.ranking_blocks`` has
@@ -31,6 +32,18 @@ DEFAULT_METRICS = ("ndcg@10", "err", "rbp@0.9", "recall@100", "mrr", "map", "pre
 
 _FORMS = "ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map, map@K"
 _BLOCK_CELLS = 1 << 18  # cells of one block in `compute`: its temporaries stay within a core's cache
+
+
+def relevance(scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """What scores say about relevance: themselves, and 0 for those below 0, as trec_eval counts negative grades.
+
+    Args:
+        scores: judged scores, of any shape and sign.
+
+    Returns:
+        The same shape and dtype; 0 means judged not relevant.
+    """
+    return np.maximum(scores, 0)
 
 
 def ndcg(
@@ -419,16 +432,14 @@ def _persistence(text: str) -> float | None:
 
 
 def _checked(retrieved: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays as float64, or a ValueError that says which row is wrong."""
+    """Both arrays as float64 relevance, or a ValueError that says which row is wrong."""
     _check_shapes(retrieved, judged)
     retrieved, judged = np.asarray(retrieved, dtype=np.float64), np.asarray(judged, dtype=np.float64)
     for name, array in (("retrieved", retrieved), ("judged", judged)):
-        # NaN makes both comparisons false
-        if array.size and not (array.min() >= 0.0 and array.max() < math.inf):
-            row, column = np.argwhere(~((array >= 0.0) & (array < math.inf)))[0]
-            raise ValueError(
-                f"{name}[{row}, {column}] is {array[row, column]}; a relevance must be finite and at least 0"
-            )
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            raise ValueError(f"{name}[{row}, {column}] is {array[row, column]}; a relevance must be finite")
+    retrieved, judged = relevance(retrieved), relevance(judged)
     over = _row_max(retrieved) > _row_max(judged)
     if over.any():
         row = int(over.argmax())

@@ -7,8 +7,9 @@ Formats, chosen by the file's suffix:
 * any other: TREC, without a header and separated by blanks. Qrels have the columns ``query_id 0 doc_id relevance``,
   runs ``query_id Q0 doc_id rank score tag``. As in trec_eval the rank column is ignored: the score ranks.
 
-Relevance may be any float that is finite and at least 0, a score any finite float. Files are read block by block; what
-stays in memory is 12 bytes a row and each distinct id once (some 50 bytes a row while rows are grouped).
+Relevance and scores may be any finite floats; a relevance below 0 counts as 0 (`opengcl.metrics.relevance`).
+Files are read block by block; what stays in memory is 12 bytes a row and each distinct id once (some 50 bytes a row
+while rows are grouped).
 """
 
 import re
@@ -106,8 +107,8 @@ def read_qrels(path: str | Path) -> ScoredPairs:
         The judged pairs.
 
     Raises:
-        RankingFileError: for a missing column, a malformed line, a negative or non-finite relevance, a pair that is
-            judged twice, or no rows at all.
+        RankingFileError: for a missing column, a malformed line, a relevance that is not finite, a pair that is judged
+            twice, or no rows at all.
     """
     pairs = _read(Path(path), "qrels")
     if not len(pairs.value):
@@ -219,7 +220,6 @@ class _TextLayout:
     """How a text file's lines read: column names in order, the three that matter, the separator (None: blanks)."""
 
     path: Path
-    kind: Kind
     columns: tuple[str, ...]
     query: str
     document: str
@@ -236,7 +236,7 @@ def _read(path: Path, kind: Kind) -> ScoredPairs:
         batches = _text_batches(_tsv_layout(path, kind), skip=1)
     else:
         names = _TREC_COLUMNS[kind]
-        layout = _TextLayout(path, kind, names, "query_id", "doc_id", _VALUE_NAMES[kind][0], None)
+        layout = _TextLayout(path, names, "query_id", "doc_id", _VALUE_NAMES[kind][0], None)
         batches = _text_batches(layout, skip=0)
     return _collect(batches, str(path))
 
@@ -246,19 +246,6 @@ def _column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
         if name in found:
             return name
     raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted))}; found: {', '.join(found)}")
-
-
-def _bad_value(value: float, kind: Kind) -> str | None:
-    """What is wrong with a relevance or score."""
-    if not np.isfinite(value):
-        return f"{value} is not finite"
-    if kind == "qrels" and value < 0:
-        return f"{value} is negative; a relevance must be at least 0"
-    return None
-
-
-def _values_fine(values: np.ndarray, kind: Kind) -> bool:
-    return bool(np.isfinite(values).all() and (kind == "run" or (values >= 0).all()))
 
 
 def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:
@@ -273,20 +260,20 @@ def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:
             _check_type(path, name, file.schema_arrow.field(name).type, number=name == names[2])
         first = 1
         for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
-            yield _parquet_rows(path, kind, names, batch, first)
+            yield _parquet_rows(path, names, batch, first)
             first += len(batch)
 
 
-def _parquet_rows(path: Path, kind: Kind, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:
+def _parquet_rows(path: Path, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:
     query, document, value = columns = [batch.column(name) for name in names]
     for name, column in zip(names, columns, strict=True):
         if column.null_count:
             row = first + pc.index(column.is_null(), True).as_py()
             raise RankingFileError(f"{path}: row {row}, column {name!r}: empty")
     values = value.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    if not _values_fine(values, kind):
-        row, text = next((i, text) for i, v in enumerate(values, first) if (text := _bad_value(v, kind)))
-        raise RankingFileError(f"{path}: row {row}, column {names[2]!r}: {text}")
+    if not (fine := np.isfinite(values)).all():
+        row = int(fine.argmin())
+        raise RankingFileError(f"{path}: row {first + row}, column {names[2]!r}: {values[row]} is not finite")
     return query.cast(pa.string()), document.cast(pa.string()), values
 
 
@@ -306,7 +293,7 @@ def _tsv_layout(path: Path, kind: Kind) -> _TextLayout:
     query, document, value = (
         _column(path, columns, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
     )
-    return _TextLayout(path, kind, columns, query, document, value, b"\t")
+    return _TextLayout(path, columns, query, document, value, b"\t")
 
 
 def _text_batches(layout: _TextLayout, skip: int) -> Iterator[_Batch]:
@@ -339,7 +326,7 @@ def _parse_fast(layout: _TextLayout, block: bytes) -> _Batch | None:
     query, document, value = (table[name].combine_chunks() for name in types)
     empty_id = any(pc.min(pc.binary_length(column)).as_py() == 0 for column in (query, document))
     values = value.to_numpy(zero_copy_only=False)
-    return (query, document, values) if not empty_id and _values_fine(values, layout.kind) else None
+    return (query, document, values) if not empty_id and np.isfinite(values).all() else None
 
 
 _BLANKS = re.compile(rb"[ \t\r\f\v]+")
@@ -382,8 +369,8 @@ def _parse_row(layout: _TextLayout, where: str, query: str, document: str, value
         number = float(value)
     except ValueError:
         raise RankingFileError(f"{where}, column {layout.value!r}: {value!r} is not a number") from None
-    if problem := _bad_value(number, layout.kind):
-        raise RankingFileError(f"{where}, column {layout.value!r}: {problem}")
+    if not np.isfinite(number):
+        raise RankingFileError(f"{where}, column {layout.value!r}: {number} is not finite")
     return query, document, number
 
 

@@ -159,8 +159,21 @@ def import_data(
         typer.Option(help="Share of pairs that may name unknown ids, with --bad-rows skip.", rich_help_panel=_ROWS),
     ] = 0.5,
     score_range: Annotated[
-        str | None, typer.Option(help="Smallest and largest score possible, as 0,5.", rich_help_panel=_ROWS)
+        str | None,
+        typer.Option(
+            help="Smallest and largest score possible, as 0,5. Default: what labels' gains or positions say, else from "
+            "0 (the smallest score, where that is below 0) to the largest score.",
+            rich_help_panel=_ROWS,
+        ),
     ] = None,
+    score_zero: Annotated[
+        float,
+        typer.Option(
+            help="The score that means judged not relevant, taken off every score: 1 for grades 1 to 5 whose 1 is bad, "
+            "or a number below all of a cross-encoder's logits.",
+            rich_help_panel=_ROWS,
+        ),
+    ] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name of the data set.", rich_help_panel=_ROWS)] = None,
     seed: Annotated[int, typer.Option(help="Of the splits.", rich_help_panel=_ROWS)] = 0,
     seen_queries: Annotated[float, typer.Option(help="Share that training sees.", rich_help_panel=_ROWS)] = 0.8,
@@ -244,6 +257,7 @@ def import_data(
         repeated_pairs=merged,  # type: ignore[arg-type] # checked there
         max_unmatched=max_unmatched,
         score_range=_range(score_range),
+        score_zero=score_zero,
         image_size=image_size,
         fetch=FetchOptions(concurrency=concurrency, allow_private=allow_private),
         splits=SplitOptions(seed, seen_queries, seen_documents, dev),

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
+from opengcl.progress import progress_bar
 
 PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 """Hugging Face's `Image` column, with 64-bit offsets."""
@@ -118,7 +118,7 @@ class Table:
         Raises:
             DataSetError: If the file turns out to be broken.
         """
-        with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
+        with progress_bar(total=self.rows, desc=task, unit=" rows", show=progress, delay=_PROGRESS_DELAY) as bar:
             batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
             read = 0
             while batch := self._told(lambda: next(batches, None)):
@@ -150,7 +150,7 @@ class Table:
 def plain(array: pa.Array) -> pa.Array:
     """A column as the cache keeps it: dictionaries resolved at any depth, as they differ from batch to batch.
 
-    Extension types become what they store, and runs single values.
+    Extension types become what they store, runs single values, and views plain texts and bytes.
     """
     kind = array.type
     if isinstance(kind, pa.BaseExtensionType):
@@ -175,6 +175,10 @@ def plain_type(kind: pa.DataType) -> pa.DataType:
         return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
     if pt.is_fixed_size_list(kind):
         return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)), kind.list_size)
+    if pt.is_string_view(kind):
+        return pa.large_string()
+    if pt.is_binary_view(kind):
+        return pa.large_binary()
     if pt.is_list(kind) or pt.is_large_list(kind):
         make = pa.list_ if pt.is_list(kind) else pa.large_list
         return make(kind.value_field.with_type(plain_type(kind.value_type)))

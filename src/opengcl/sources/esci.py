@@ -80,7 +80,7 @@ class EsciSource:
             name=f"esci-{'-'.join(self.locales)}-{self.version}",
             queries={"query": "text"},
             documents={name: "text" for name, column in _FIELDS.items() if column in products.columns},
-            score_range=(min(self.gains.values()), max(self.gains.values())),
+            score_range=(min(0.0, *self.gains.values()), max(self.gains.values())),
             options=options,
             files=(examples.path, products.path),
             split_queries=True,

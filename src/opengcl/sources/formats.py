@@ -138,7 +138,7 @@ def _trec(location: str, options: SourceOptions) -> TableSource:
         score=given.score or "relevance",
     )
     if given.documents is None and given.images is None:
-        texts = {name: name for name in ("title", "text", "body") if name in columns}
+        texts: dict[str, str] = {name: name for name in ("title", "text", "body") if name in columns}
         mapping = replace(mapping, documents=texts or None)
     qrels = _file(Path(location), options, "trec")
     return _table_source(qrels, queries, documents, replace(options, mapping=mapping))
@@ -208,9 +208,14 @@ def _trec_table(path: Path, options: SourceOptions, names: Mapping[int, tuple[st
     return replace(file, names=names[width])
 
 
-_KINDS: dict[str, FileKind] = {".csv": "csv", ".parquet": "parquet", ".pq": "parquet"} | dict.fromkeys(
-    (".json", ".jsonl", ".ndjson"), "jsonl"
-)
+_KINDS: dict[str, FileKind] = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 
 
 def _hub(location: str, options: SourceOptions) -> TableSource:

@@ -5,21 +5,23 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from tqdm import tqdm
+import pyarrow.compute as pc
 
-from opengcl.data.problems import DataSetError, ProblemLog, shown
+from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
+from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
 from opengcl.sources.positions import SCORE_RANGE, score_positions
 from opengcl.sources.repeated_rows import settle_rows
-from opengcl.sources.source import SIDES, Description, Side, Source
+from opengcl.sources.score_range import Scores, check_zero, settled_scores
+from opengcl.sources.source import SIDES, Batch, Description, Side, Source
 from opengcl.sources.stage import BadRows, Stage
 
 
@@ -35,7 +37,9 @@ class ImportOptions:
             ``mean`` or ``first``. Equal scores are merged in any case.
         max_unmatched: Share of the judged pairs that may name a query, or a document, that is not there; above it the
             import stops, whatever ``bad_rows`` says.
-        score_range: Smallest and largest score possible; by default what the source says, or else what is found.
+        score_range: Smallest and largest score possible, in the source's units. By default what the source says, or
+            else from 0 (from the smallest score where that is below) to the largest; see `opengcl.sources.score_range`.
+        score_zero: The score that means judged not relevant, in the source's units; it is taken off every score.
         image_size: Pictures are stored as JPEG with at most so many pixels on the longer side; as they are by default.
         fetch: Limits for pictures that are URLs.
         splits: Shares and seed, where the source has no splits of its own.
@@ -47,6 +51,7 @@ class ImportOptions:
     repeated_pairs: RepeatedPairs = "error"
     max_unmatched: float = 0.5
     score_range: tuple[float, float] | None = None
+    score_zero: float = 0.0
     image_size: int | None = None
     fetch: FetchOptions = field(default_factory=FetchOptions)
     splits: SplitOptions = field(default_factory=SplitOptions)
@@ -92,13 +97,14 @@ def import_dataset(
         progress: Whether long work shows bars on stderr.
 
     Raises:
-        DataSetError: ``out`` is there already, or the source cannot be used; the message tells up to five examples of
-            each kind of problem.
+        DataSetError: ``out`` is there already, or the source cannot be used, or no score is above 0; the message tells
+            up to five examples of each kind of problem.
     """
     options = options or ImportOptions()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
     described = source.describe()
+    check_zero(options.score_zero, described)
     work = out.parent / f".{out.name}.import"
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
@@ -123,24 +129,24 @@ def _fill(
     shares = options.splits
     with Stage(made, described, seen_documents=shares.seen_documents, seed=shares.seed, log=log) as stage:
         for batch in source.batches(progress=progress):
-            stage.add(batch)
+            stage.add(_from_zero(batch, options.score_zero))
         counts = dict(stage.counts) | {"query_spellings_merged": stage.merged_spellings}
     if missing := [side for side in SIDES if not counts[side]]:
         raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
     spill, repeated, threads = work / "spill", options.repeated_pairs, options.threads
-    notes = [*described.notes, *(f"{count:,} {what}" for what, count in stage.told.items())]
+    notes = [*described.notes, *(f"{what} in {number_of(count, 'row')}" for what, count in stage.told.items())]
     rows, about_rows = _settle_sides(made, spill, described, stage, log, threads)
     counts |= rows
     notes += about_rows
     if not skip:
         log.stop()
 
-    scores, more = stage.scores, dict[str, Any]()
+    seen, more = stage.scores, dict[str, Any]()
     if described.positions is not None:
         length, sentence = score_positions(made, spill, described.positions, threads=threads)
         notes.append(sentence)
         more["list_length"] = length
-        scores = SCORE_RANGE
+        seen = SCORE_RANGE
 
     def settle(*, skip_unknown: bool, max_unmatched: float = 1.0) -> dict[str, int]:
         return settle_pairs(
@@ -163,6 +169,10 @@ def _fill(
         if counts["documents_dropped"]:
             after = settle(skip_unknown=True)
             counts |= {"qrels": after["qrels"], "pairs_of_dropped_documents": after["pairs_without_documents"]}
+    given, zero = options.score_range, options.score_zero
+    scores = settled_scores(made / "qrels.parquet", described, seen=seen, given=given, zero=zero)
+    counts |= scores.counts
+    notes += scores.notes
     _write_schema(made, described, options, counts, scores, log, notes, more, progress)
     return counts, tuple(notes)
 
@@ -191,13 +201,25 @@ def _about_spellings(counts: dict[str, int], repeated: RepeatedPairs) -> list[st
     if not counts["query_spellings_merged"]:
         return []
     found = [
-        f"{counts['query_spellings_merged']:,} spellings of queries differ from another only in case, white space or "
-        "compatibility forms, and are merged into the one that comes first (--spelling verbatim keeps them apart)"
+        f"{number_of(counts['query_spellings_merged'], 'spelling')} of queries that differ from an earlier one only in "
+        "case, white space or compatibility forms count as the same query, spelled as it came first "
+        "(--spelling verbatim keeps them apart)"
     ]
     if pairs := counts["pairs_of_merged_queries"]:
         choice = "max" if repeated == "error" else repeated
-        found.append(f"{pairs:,} pairs of merged queries have several scores and get their {choice} (--repeated-pairs)")
+        found.append(
+            f"{number_of(pairs, 'pair')} of such queries with several scores: their {choice} is taken "
+            "(--repeated-pairs sets another choice)"
+        )
     return found
+
+
+def _from_zero(batch: Batch, zero: float) -> Batch:
+    """A batch in whose scores 0 means not relevant."""
+    if batch.side != "qrels" or not zero:
+        return batch
+    place = batch.rows.schema.get_field_index("score")
+    return replace(batch, rows=batch.rows.set_column(place, "score", pc.subtract(batch.rows.column("score"), zero)))
 
 
 def _write_schema(
@@ -205,20 +227,18 @@ def _write_schema(
     described: Description,
     options: ImportOptions,
     counts: dict[str, int],
-    found: tuple[float, float],
+    scores: Scores,
     log: ProblemLog,
     notes: Sequence[str],
     more: Mapping[str, Any],
     progress: bool,
 ) -> None:
-    low, high = options.score_range or described.score_range or found
-    if low == high:  # the format wants a range: 0 to the only score, or below it
-        low, high = min(0.0, low - 1) if low <= 0 else 0.0, high
     told: dict[str, Any] = {
         "source": described.source,
         "opengcl": version("opengcl"),
         "options": {**described.options, **_given(options)},
         "counts": {name: int(count) for name, count in counts.items()},
+        "scores": scores.told,
         **more,
     }
     if described.files:
@@ -229,7 +249,7 @@ def _write_schema(
         told["skipped"] = [str(problem) for problem in problems]
     name = options.name or described.name
     fields = dict(described.queries), dict(described.documents)
-    schema = Schema(name, *fields, float(low), float(high), options.splits, told)
+    schema = Schema(name, *fields, float(scores.low), float(scores.high), options.splits, told)
     (made / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
 
 
@@ -239,7 +259,7 @@ def _file(path: Path, progress: bool) -> dict[str, Any]:
     task = f"{path.name}: hashing"
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=task, unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar,
+        progress_bar(total=size, desc=task, unit="B", unit_scale=True, show=progress, delay=1.0) as bar,
     ):
         while block := file.read(1 << 22):
             digest.update(block)

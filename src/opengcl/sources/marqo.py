@@ -70,6 +70,7 @@ class MarqoFolder:
             name=self.folder.resolve().name,
             queries={"query": "text"},
             documents=_FIELDS if pictures else {"title": "text"},
+            scores_are_places=True,
             options={"score": self.score},
             files=tuple(files),
             picture_root=self.folder,
@@ -211,6 +212,7 @@ class MarqoHub:
             name=self.location.rpartition("/")[2],
             queries={"query": "text"},
             documents=_FIELDS,
+            scores_are_places=True,
             options={"score": self.score, "splits": list(self.splits), "location": self.location},
         )
 

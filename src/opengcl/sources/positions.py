@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -14,8 +15,9 @@ from opengcl.data import engine, tables
 from opengcl.data.problems import DataSetError
 
 SCORE_RANGE = (1.0, 100.0)
+_MANY = 20
 _LEAST_SHARE = 0.05
-_LEAST_LISTS = 2
+_OUTLIER = 4
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,8 @@ class Positions:
     Attributes:
         place: Where they come from, for messages.
         first: Position at the top, 0 or 1; None: 1, and zeros are refused.
-        length: Position (from 1) with score 1; None: the last that at least 5% of the lists, and two, reach.
+        length: Position (from 1) with score 1; None: the longest usual list. That is, of 20 lists or more, the last
+            position that 5% of them reach, and two at least; of fewer, the longest that has at most 4 times the median.
     """
 
     place: str
@@ -66,18 +69,22 @@ def score_positions(folder: Path, spill: Path, positions: Positions, *, threads:
         shift = 1 - (1 if positions.first is None else positions.first)
         length = positions.length or _usual_length(database, count) + shift
     _rewrite(path, shift, length)
-    whose = "as asked for" if positions.length else f"the length that at least 5% of the {count:,} lists reach"
+    whose = "as asked for" if positions.length else f"the longest usual one of {count:,} lists"
     return length, (
         f"position 1 scores 100, and position {length:,} and those after it score 1 ({whose}; "
         "--list-length sets another)"
     )
 
 
-def _usual_length(database: Any, lists: int) -> int:
-    """The last position that enough lists reach, so that one very long list does not squash all others."""
-    enough = min(lists, max(_LEAST_LISTS, -(-lists * _LEAST_SHARE // 1)))
-    found = database.execute("SELECT last FROM lists ORDER BY last DESC LIMIT 1 OFFSET ?", [int(enough) - 1]).fetchall()
-    return int(found[0][0])
+def _usual_length(database: duckdb.DuckDBPyConnection, lists: int) -> int:
+    """The longest usual list, so that one very long one does not squash all others."""
+    ordered = "SELECT last FROM lists ORDER BY last DESC LIMIT 1 OFFSET ?"
+    if lists >= _MANY:
+        enough = max(2, math.ceil(_LEAST_SHARE * lists))
+        return int(database.execute(ordered, [enough - 1]).fetchall()[0][0])
+    (median,) = database.execute(ordered, [(lists - 1) // 2]).fetchall()[0]
+    usual = database.execute("SELECT max(last) FROM lists WHERE last <= ?", [_OUTLIER * max(1, median)])
+    return int(usual.fetchall()[0][0])
 
 
 def _rewrite(path: Path, shift: int, length: int) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pyarrow.types as pt
 
 from opengcl.data import engine, tables
-from opengcl.data.problems import ProblemLog, shown
+from opengcl.data.problems import ProblemLog, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID
 from opengcl.sources.source import Side
 
@@ -193,8 +193,8 @@ def _differences(database: duckdb.DuckDBPyConnection, side: Side, schema: pa.Sch
             )
             more = f"; and {count - len(found):,} more" if count > len(found) else ""
             notes.append(
-                f"{side}, '{name}': {count:,} rows of an id that came before have another value, and the first one "
-                f"stays: {listed}{more}"
+                f"{side}, '{name}': another value than in the first row of the id, which stays, in "
+                f"{number_of(count, 'row')}: {listed}{more}"
             )
     return int(total), tuple(notes)
 

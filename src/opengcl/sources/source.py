@@ -34,7 +34,7 @@ class Batch:
         lines: The rows' lines, from 1 and with the header counted, where they come from a text file.
         spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
             Queries of one id are then the same query, however their fields differ.
-        told: What a reader should know about these rows, as the end of a sentence -> rows that it is true of.
+        told: What a reader should know about these rows, as the start of a sentence -> rows that it is true of.
     """
 
     side: Side
@@ -66,8 +66,10 @@ class Description:
         name: A name for the data set.
         queries: Query field -> type.
         documents: Document field -> type.
-        score_range: Smallest and largest score possible; None for those that are found.
+        score_range: Smallest and largest score possible; None for 0, or what is found below it, to the largest found.
         positions: How the ``position`` of pairs becomes their score; None where they have scores of their own.
+        scores_are_places: Whether scores come from places in a result list. None of these means not relevant, so
+            without a ``score_range`` the range begins with the smallest score found.
         options: What it was asked for, for the provenance.
         files: The files that it reads, to be hashed.
         picture_root: What picture paths are relative to; no path may leave it.
@@ -82,6 +84,7 @@ class Description:
     documents: Mapping[str, FieldType]
     score_range: tuple[float, float] | None = None
     positions: Positions | None = None
+    scores_are_places: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     picture_root: Path | None = None

@@ -52,7 +52,7 @@ class Stage:
 
     Attributes:
         counts: Rows of each table, and ``repeated`` and ``skipped`` rows.
-        told: What the batches told, as the end of a sentence -> rows that it is true of.
+        told: What the batches told, as the start of a sentence -> rows that it is true of.
         empty: First rows of queries and documents in which no field is there.
         scores: Smallest and largest.
     """

@@ -16,11 +16,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, with_points, without
 from opengcl.json_rows import JsonFile
+from opengcl.progress import progress_bar
 from opengcl.text_files import TextFile, refuse_foreign
 
 FileKind = Literal["csv", "tsv", "jsonl", "parquet", "trec"]
@@ -239,12 +239,12 @@ class TableFile:
         if self.format == "parquet":
             yield from self._read_parquet(columns, progress)
             return
-        bar = tqdm(
+        bar = progress_bar(
             total=self.path.stat().st_size,
             desc=f"{self.name}: reading",
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            show=progress,
             delay=1.0,
         )
         with bar:
@@ -262,7 +262,7 @@ class TableFile:
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
             rows = max(16, min(_PARQUET_ROWS, _PARQUET_BYTES * max(1, metadata.num_rows) // max(1, size)))
             task, first = f"{self.name}: reading", 0
-            with tqdm(total=metadata.num_rows, desc=task, unit=" rows", disable=not progress, delay=1.0) as bar:
+            with progress_bar(total=metadata.num_rows, desc=task, unit=" rows", show=progress, delay=1.0) as bar:
                 try:
                     for batch in file.iter_batches(rows, columns=columns):
                         yield Rows(without(_without_nan(batch.select(columns)), self.nulls), first)

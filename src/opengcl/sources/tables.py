@@ -19,7 +19,7 @@ from opengcl.sources.positions import Positions
 from opengcl.sources.source import SIDES, Batch, Description, Side
 from opengcl.sources.table_files import Rows, Table
 
-_SEVERAL_PICTURES = "rows of {file} have several pictures in the column '{column}', of which the first is taken"
+_SEVERAL_PICTURES = "{file}, column '{column}': the first of several pictures is taken"
 
 
 @dataclass(frozen=True)
@@ -62,6 +62,7 @@ class TableSource:
             documents=documents,
             score_range=mapping.score_range,
             positions=None if mapping.position is None else self._positions(mapping),
+            scores_are_places=mapping.position is not None,
             options={"mapping": told, **self._read_as(), **self.options},
             files=self.files,
             picture_root=self.picture_root,
