@@ -84,8 +84,8 @@ def test_the_folder_opens_strictly(made: Path, tmp_path: Path) -> None:
 def test_counts_in_the_qrels_are_those_of_the_log(made: Path, log: pa.Table) -> None:
     found = qrels(made)
     assert found.column_names == [
-        "query_id", "doc_id", "score", "expected_rate", "worth", "examinations", "impressions", "clicks", "carts",
-        "purchases",
+        "query_id", "doc_id", "score", "expected_rate", "worth", "worth_sd", "examinations", "impressions", "clicks",
+        "carts", "purchases",
     ]  # fmt: skip
     of_event = dict(zip(("impression", "click", "purchase"), ("impressions", "clicks", "purchases"), strict=True))
     keys = list(zip(found["query_id"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
@@ -373,13 +373,21 @@ def test_queries_are_compared_normalised() -> None:
 
 
 def test_propensities_from_files(tmp_path: Path) -> None:
-    for name, text in (("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"), ("b.json", "[1, 0.5, 0.25]")):
+    for name, text in (
+        ("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"),
+        ("b.json", "[1, 0.5, 0.25]"),
+        ("c.yaml", "[1, 5e-1, .25]"),
+    ):
         (tmp_path / name).write_text(text)
         assert read_propensities(tmp_path / name) == (1.0, 0.5, 0.25)
     for text, message in (
         ("1: 1\n3: 0.5\n", "positions 1, 3; allowed: 1, 2"),
-        ("some text", "found str"),
-        ("[a]", "list"),
+        ("some text", "found 'some text'; allowed: a list of numbers"),
+        ("[1, a]", "line 1: found 'a' at position 2; allowed: above 0, up to 1"),
+        ("1: 1\n2: 1_0\n", "line 2: found '1_0' at position 2; allowed: above 0, up to 1 .*underscores"),
+        ("yes: 1\n2: 0.5\n", "positions yes, 2; allowed: 1, 2"),
+        ("1: 1\n2: -1e-3\n", "line 2: found -0.001 at position 2"),
+        ("", "found nothing; allowed: a list"),
     ):
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(DataSetError, match=message):

@@ -351,6 +351,44 @@ def config(**changes: Any) -> Any:
     return load_config(None, {**BASE, **changes})
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "llm: {model: m, send_seed: yes}",
+            "line 4: llm.send_seed: Input should be a valid boolean (found 'yes') (yes",
+        ),
+        ("seed: 1_000", "line 4: seed: Input should be a valid integer (found '1_000') (a number is written"),
+        ("name: 2024", "line 4: name: Input should be a valid string (found 2024) (quotes make it a text)"),
+        ("budget:\n  cost: 1,5", "line 5: budget.cost: Input should be a valid number (found '1,5') (a decimal point"),
+        ("pictures:\n  fetch: true\n  retries: [1]", "line 6: pictures.retries: "),
+        (
+            "scores: {judge: {labels: {no: 0, yes: true}}}",
+            "line 4: scores.judge.labels.yes: Input should be",
+        ),
+        ("budget: 5", "line 4: budget: Input should be "),
+        ("llm:\n  model: m\n  model: n", "line 6: found the key 'model' twice"),
+        ("llm: &m {model: m}", "line 4: found the anchor '&m'"),
+        ("colour: red", "line 4: colour: Extra inputs are not permitted"),
+    ],
+)
+def test_errors_of_a_file_name_the_line(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        f"out: shop\nqueries: {{file: q.txt}}\nsearch: {{source: serpapi, parameters: {{safe: off}}}}\n{text}\n"
+    )
+    with pytest.raises(CurateError) as caught:
+        load_config(tmp_path / "c.yaml", {})
+    assert f"c.yaml, {told}" in str(caught.value)
+
+
+def test_errors_of_an_option_do_not_blame_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("out: shop\nqueries: {file: q.txt}\nsearch: {source: serpapi, pages: 2}\n")
+    with pytest.raises(CurateError, match=r"^seed: Input should be a valid integer"):
+        load_config(tmp_path / "c.yaml", {"seed": "x"})
+    found = load_config(tmp_path / "c.yaml", {"search.parameters.no-cache": "off"})
+    assert found.search.parameters == {"no-cache": "off"}
+
+
 def test_a_file_and_what_wins_over_it(tmp_path: Path) -> None:
     file = tmp_path / "curate.yaml"
     file.write_text(yaml.safe_dump({**BASE, "seed": 4}))
@@ -443,7 +481,7 @@ def test_without_the_extra_the_way_to_get_it_is_told() -> None:
 
 def test_a_config_that_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("- a")
-    with pytest.raises(CurateError, match=r"c.yaml: found list; allowed: a mapping"):
+    with pytest.raises(CurateError, match=r"c.yaml: found \['a'\]; allowed: a mapping"):
         load_config(tmp_path / "c.yaml", {})
 
 

@@ -136,7 +136,7 @@ def test_wands(tmp_path: Path) -> None:
         folder / "product.csv",
         "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\t"
         "rating_count\taverage_rating\treview_count\n"
-        '7\tbig chair\tChairs\tFurniture / Chairs\t"soft, with a\nline break"\tcolor:red|legs:4\t15.0\t4.5\t12.0\n'
+        '7\tbig chair\tChairs\tFurniture / Chairs\tsoft, "with" a rest\tcolor:red|legs:4\t15.0\t4.5\t12.0\n'
         "8\trug\t\t\t\t\t\t\t\n",
     )
     written(
@@ -145,7 +145,8 @@ def test_wands(tmp_path: Path) -> None:
     )
     data = brought(tmp_path, "wands", folder)
     assert scores(data) == {("0", "7"): 1.0, ("0", "8"): 0.0, ("1", "8"): 0.5}
-    assert data.documents.texts("description", [0, 1]) == ["soft, with a\nline break", None]
+    assert data.documents.texts("description", [0, 1]) == ['soft, "with" a rest', None]
+    assert data.queries.texts("query", [1]) == ['"5\'" rug']
     assert data.documents.values("rating_count", [0]) == ["15.0"]
     assert len(data.schema.provenance["files"]) == 3
 

@@ -153,12 +153,15 @@ def test_what_is_not_found_is_asked_for(tmp_path: Path, columns: dict[str, Any],
 
 
 WRONG_ROWS: dict[str, tuple[dict[str, Any], str]] = {
-    "score": ({"s": "much"}, "judged.csv, column 's': unusable score in 1 row: judged.csv, row 5 holds 'much'"),
-    "infinite": ({"s": "inf"}, "row 5 holds 'inf'. Allowed: a finite number"),
-    "empty score": ({"s": ""}, "row 5 holds ''"),
-    "no document": ({"sku": " "}, "judged.csv, column 'doc_id': null or empty id in 2 rows: judged.csv, row 5"),
+    "score": ({"s": "much"}, "judged.csv, column 's': unusable score in 1 row: judged.csv, line 7 holds 'much'"),
+    "infinite": ({"s": "inf"}, "line 7 holds 'inf'. Allowed: a finite number"),
+    "empty score": ({"s": ""}, "line 7 holds ''"),
+    "no document": ({"sku": " "}, "judged.csv, column 'doc_id': null or empty id in 2 rows: judged.csv, line 7"),
     "no query": ({"q": ""}, "judged.csv, column 'query_id': null or empty id in 2 rows"),
-    "no field": ({"name": "", "sku": "new"}, "column 'title': no field present in 1 row: judged.csv, row 5 (id 'new')"),
+    "no field": (
+        {"name": "", "sku": "new"},
+        "column 'title': no field present in 1 row: judged.csv, line 7 (id 'new')",
+    ),
 }
 
 
@@ -711,13 +714,22 @@ def test_the_command_imports_and_opens(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("queries: [q]", "queries: found ['q']; allowed: a dict"),
+        ("queries: [q]", "line 1: queries: found ['q']; allowed: a mapping"),
         ("rows: 3", "unknown key 'rows'; allowed: query_id, doc_id"),
         ("{score: a, position: b}", "found score and position columns; allowed: one of"),
         ("{label: a}", "a label column without gains"),
         ("{label: a, gains: {x: much}}", "gains, x: found 'much'; allowed: a number"),
         ("{documents: {i: a}, images: {i: b}}", "the document field 'i' is a text and a picture"),
         ("- a", "found ['a']; allowed: a mapping"),
+        ("doc_id: a\nlabel: a\ngains:\n  x: 1_000\n", "map.yaml, line 4: gains, x: found '1_000'; allowed: a number"),
+        ("doc_id: a\nsplit: s\nsplits:\n  train: [seen]\n", "line 4: splits, train: found ['seen']; allowed: seen"),
+        ("keep: title", "line 1: keep: found 'title'; allowed: a list of columns"),
+        ("keep: [title, {a: b}]", "keep, 1: found {'a': 'b'}; allowed: a column's name"),
+        ("documents: {title: [a]}", "documents, title: found ['a']; allowed: a column's name"),
+        ("queries: {query: ''}", "queries, query: found ''; allowed: a column's name"),
+        ("doc_id: [a]", "doc_id: found ['a']; allowed: a column's name"),
+        ("doc_id: a\ndoc_id: b", "line 2: found the key 'doc_id' twice"),
+        ("", "found nothing; allowed: a mapping"),
         ("{", "not readable as YAML"),
     ],
 )
@@ -726,6 +738,20 @@ def test_wrong_mappings(tmp_path: Path, text: str, told: str) -> None:
     with pytest.raises(DataSetError) as caught:
         TableMapping.read(tmp_path / "map.yaml")
     assert told in str(caught.value)
+
+
+def test_a_mapping_reads_labels_and_columns_as_texts(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(
+        "doc_id: 007\nquery_id: null\nlabel: yes\ngains: {0: 0, 1: 1e-1, yes: 1, no: 0, Exact: 1}\n"
+        "documents: {title: 1}\nkeep: [2024, 2020-01-01, on]\n"
+    )
+    assert TableMapping.read(tmp_path / "map.yaml") == TableMapping(
+        doc_id="007",
+        label="yes",
+        gains={"0": 0, "1": 0.1, "yes": 1, "no": 0, "Exact": 1},
+        documents={"title": "1"},
+        keep=("2024", "2020-01-01", "on"),
+    )
 
 
 KILLED = """

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opengcl import text_files
 from opengcl.data import DataSetError
 from opengcl.sources import table_files
 from opengcl.sources.table_files import TableFile
@@ -42,13 +43,13 @@ def test_csv_of_any_encoding(tmp_path: Path, encoding: str, packed: bool) -> Non
     data = TEXT.encode(encoding)
     path = written(tmp_path / ("t.csv.gz" if packed else "t.csv"), gzip.compress(data) if packed else data)
     asked = "utf-8" if encoding.startswith("utf-8") else encoding
-    assert TableFile(path, encoding=asked).columns == ["id", "title"]
-    assert read(path, ["title", "id"], encoding=asked) == ROWS
+    assert TableFile(path, encoding=asked, quoted=True).columns == ["id", "title"]
+    assert read(path, ["title", "id"], encoding=asked, quoted=True) == ROWS
 
 
 def test_gzip_is_known_by_its_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", gzip.compress(TEXT.encode()))
-    assert read(path, ["title", "id"]) == ROWS
+    assert read(path, ["title", "id"], quoted=True) == ROWS
 
 
 def test_tab_separated_text_keeps_quotes_when_told(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_trec_qrels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_many_batches_are_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(table_files, "_ROWS", 7)
-    monkeypatch.setattr(table_files, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 64)
     rows = [{"id": str(number), "t": f'a "{number}"\n, b'} for number in range(100)]
     if kind == "csv":
         text = "id,t\n" + "".join('{},"{}"\n'.format(row["id"], row["t"].replace('"', '""')) for row in rows)
@@ -111,12 +112,17 @@ def test_json_lines_give_back_any_text(tmp_path_factory: pytest.TempPathFactory,
     ("name", "data", "options", "told"),
     [
         ("t.csv", "a,b\n1,2\n1,2,3\n", {}, "t.csv, line 3: found 3 columns; allowed: 2, as in the header: '1,2,3'"),
-        ("t.csv", b"a,b\n\xff,2\n", {}, "t.csv: not utf-8 text"),
+        ("t.csv", b"a,b\n\xff,2\n", {}, "t.csv, line 2: not utf-8 text"),
         ("t.csv", "", {}, "t.csv: the file is empty"),
         ("t.csv", "a,a\n1,2\n", {}, "t.csv, column 'a': found more than once in the header; allowed: once"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', {}, "t.jsonl, line 2: not JSON"),
         ("t.jsonl", '{"a": 1}\n[1]\n', {}, "t.jsonl, line 2: found [1]"),
-        ("t.jsonl", '{"a": [1, 2]}\n', {}, "t.jsonl, line 1, 'a': found [1, 2]; allowed: text, a number or null"),
+        (
+            "t.jsonl",
+            '{"a": 1}\n{"a": [{}]}\n',
+            {},
+            "t.jsonl, line 2, 'a': found [{}]; allowed: text, a number, null, or a list",
+        ),
         ("t.jsonl", b'{"a": "\xff"}\n', {}, "t.jsonl, line 1: not utf-8 text"),
         ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: not JSON"),
         (

@@ -36,6 +36,13 @@ class World(NamedTuple):
     shuffled: float = 0.0  # share of the lists in random order, and marked
     returns: bool = False  # what the log calls purchases are returns: the worse, the more
     bias: Any = "auto"
+    lists: int = 1  # times as many as asked for
+
+
+def _rare(rate: float, lists: int = 1) -> World:
+    """A shop where about so many impressions are clicked."""
+    ceiling = rate / 0.145
+    return World(dataclasses.replace(SHOP, click_floor=ceiling / 16, click_ceiling=ceiling), lists=lists)
 
 
 WORLDS = {
@@ -52,6 +59,11 @@ WORLDS = {
     "lists never vary, true propensities given": World(
         dataclasses.replace(SHOP, session_noise=0), bias=tuple(SHOP.examination(DEPTH).tolist())
     ),
+    "10% of impressions are clicked": _rare(0.1),
+    "3%": _rare(0.03),
+    "1%": _rare(0.01),
+    "0.3%, four times the lists": _rare(0.003, lists=4),
+    "0.1%, four times the lists": _rare(0.001, lists=4),
 }
 
 
@@ -59,11 +71,15 @@ def measure(queries: int, sessions: int, seed: int, worlds: Sequence[str] = tupl
     """Every world's figures: means over queries and 95% bootstrap intervals, or why its log was refused."""
     truth = [default_rng([seed, 1, query]).beta(1, 2, CANDIDATES) for query in range(queries)]
     popularity = np.exp(1.0 * default_rng([seed, 0]).standard_normal(queries))
-    counts = default_rng([seed, 3]).multinomial(sessions, popularity / popularity.sum())
+    shares = popularity / popularity.sum()
+    counts = {
+        times: default_rng([seed, 3]).multinomial(sessions * times, shares)
+        for times in {WORLDS[name].lists for name in worlds}
+    }
     with tempfile.TemporaryDirectory() as folder:
         return {
             "worlds": {
-                name: _measure_world(Path(folder) / str(number), WORLDS[name], truth, counts, seed)
+                name: _measure_world(Path(folder) / str(number), WORLDS[name], truth, counts[WORLDS[name].lists], seed)
                 for number, name in enumerate(worlds)
             }
         }
@@ -96,13 +112,14 @@ def _measure_world(
     clicks, impressions = (np.array(scored[name]) for name in ("clicks", "impressions"))
     estimates = {
         "ctr": clicks / impressions,
-        "ips": np.array(tables["ips"]["worth"]),
-        "posterior": np.array(scored["worth"]),
+        "ips": np.array(tables["ips"]["score"]),
+        "posterior": np.array(scored["score"]),
     }
     if report.propensities is None:
         raise RuntimeError(f"the report of {folder} holds no propensities")
     theta = report.propensities.theta
-    return {"theta": theta.round(4).tolist(), "pairs": report.pairs} | _compare(scored, estimates, truth, seed)
+    told = {"pairs": report.pairs, "clicks": int(clicks.sum()), "slope": round(report.exposure_slope, 3)}
+    return {"theta": theta.round(4).tolist(), **told} | _compare(scored, estimates, truth, seed)
 
 
 def _queries(world: World, truth: list[np.ndarray], sessions: np.ndarray, seed: int) -> Iterator[pa.Table]:

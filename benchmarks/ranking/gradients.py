@@ -13,6 +13,7 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +23,7 @@ from opengcl.encode import inputs_for
 from opengcl.loss import Direction, Target, gcl_loss
 from opengcl.objective import Known
 from opengcl.training import TrainingBatches
-from opengcl.weights import weight_function
+from opengcl.weights import pair_weights, weight_function
 
 from .data import DATA, dataset_folder
 from .sides import DOCUMENTS
@@ -45,7 +46,9 @@ class Form:
         function = weight_function(self.weights)
 
         def weights(linear: Tensor) -> Tensor:
-            return torch.from_numpy(function(100 * linear.double().numpy())).to(logits)
+            scores = 100 * linear.double().numpy()  # 0 where the pair is judged not relevant
+            given = pair_weights(scores, np.zeros(len(scores), dtype=np.int64), function, low=1.0, high=100.0)
+            return torch.from_numpy(given).to(logits)
 
         if self.target == "diagonal":
             logits = logits[known.pair_query][:, known.pair_document]

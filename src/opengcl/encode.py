@@ -8,12 +8,13 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from tqdm.auto import tqdm
 
 from opengcl.data import Records
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
+from opengcl.progress import tracked
+from opengcl.prompts import Side
 
 Rows = Int[np.ndarray, " rows"]
 
@@ -47,7 +48,7 @@ def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable
             f"{len(without)} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
             f"({side} {named}{more}); add a field that they have, or take them out of the data set"
         )
-    inputs = Inputs(model.encoder, records, fields, max_unreadable=max_unreadable)
+    inputs = Inputs(model.encoder, records, fields, side=side, max_unreadable=max_unreadable)
     inputs.use_kept_pictures()
     return inputs
 
@@ -94,7 +95,8 @@ def encode(
         raise ValueError(f"into has shape {into.shape}; {len(rows)} rows of width {width} are to be written")
     step = batch_size * world_size()
     what = f"encoding {len(rows):,} {'queries' if side == 'query' else 'documents'}"
-    for start in tqdm(range(0, len(rows), step), desc=what, disable=not progress or rank() > 0, leave=False):
+    shown = progress and rank() == 0
+    for start in tracked(range(0, len(rows), step), desc=what, unit="batch", show=shown, leave=False):
         block = rows[start : start + step]
         own = block[slice_of_rank(len(block), rank(), world_size())]
         part = _encode_batch(model, records, side, own, inputs)
@@ -105,7 +107,7 @@ def encode(
 
 
 def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:
-    """Unit vectors of queries that are plain text, as a search box gives them.
+    """Unit vectors of queries that are plain text, as a search box gives them; the query prompt goes before each.
 
     Raises:
         ValueError: The model's query side has no text field, or a text is blank.
@@ -114,7 +116,7 @@ def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "t
         raise ValueError(f"the model's query fields are {', '.join(model.mix.query_types)}; none of them is text")
     if not all(text.strip() for text in texts):
         raise ValueError("a query is blank")
-    chunk = text_features(model.encoder, list(texts))
+    chunk = text_features(model.encoder, texts, "query")
     with _evaluating(model):
         return model.encode_chunk(chunk_to_device(chunk, model.device)).cpu().numpy()
 

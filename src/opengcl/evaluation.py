@@ -22,8 +22,9 @@ from opengcl.encode import encode
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.metrics import relevance as relevance_of
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
 from opengcl.per_query import KEYS, per_query_table, write_per_query
+from opengcl.prompts import Side
 from opengcl.search import exact_top_k
 from opengcl.whole_files import take_room
 
@@ -38,7 +39,7 @@ _IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 class Evaluation:
     """What a model scores on each split, per query and on average."""
 
-    per_query: pa.Table  # split, query_id, pairs (the query's training pairs), one column a metric
+    per_query: pa.Table  # split, query_id, pairs (the query's training pairs, score above 0), one column a metric
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -20,9 +20,8 @@ from torch.utils.checkpoint import checkpoint
 from opengcl.data.schema import FieldType, Schema
 from opengcl.fields import check_fields, choose_fields, fuse
 from opengcl.inputs import Features, FieldInput
+from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = get_args(Side)
 CARD = "opengcl.json"
 CARD_FORMAT = 1
 _FIXED_WIDTH = ("siglip", "siglip2")
@@ -122,6 +121,11 @@ class BiEncoder(nn.Module):
         self.provenance = dict(provenance or {})
 
     @property
+    def prompts(self) -> dict[Side, str]:
+        """What goes before each text of a side; empty for nothing."""
+        return prompts_of(self.encoder)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.encoder.parameters()).device
@@ -187,6 +191,8 @@ class BiEncoder(nn.Module):
         *,
         query: Mapping[str, float] | None = None,
         document: Mapping[str, float] | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         device: str | None = None,
     ) -> BiEncoder:
         """A trained model, or any sentence-transformers model with fields chosen for a data set.
@@ -197,18 +203,24 @@ class BiEncoder(nn.Module):
             schema: Whose fields there are.
             query: Query field -> weight, for a model that has no card.
             document: Document field -> weight, likewise.
+            query_prompt: What goes before each query; None for the model's own prompt, empty for none.
+            document_prompt: What goes before each text of a document, likewise.
             device: Where to put it; the best there is when not given.
 
         Raises:
             ModelError: It cannot be opened, or fields were given for a model that brings its own.
+            PromptError: A prompt leaves no room for texts.
             ValueError: A field that the data set does not have.
         """
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
-            return cls(encoder, FieldMix.choose(encoder, schema, query, document))
-        if query is not None or document is not None:
+            model = cls(encoder, FieldMix.choose(encoder, schema, query, document))
+        elif query is not None or document is not None:
             raise ModelError(f"{name} was trained with its own fields; leave fields out")
-        return cls.load(name, device=device)
+        else:
+            model = cls.load(name, device=device)
+        settle_prompts(model.encoder, query=query_prompt, document=document_prompt)
+        return model
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> BiEncoder:
@@ -216,12 +228,21 @@ class BiEncoder(nn.Module):
 
         Raises:
             ModelError: No such folder, no card in it, or a card that cannot be read.
+            PromptError: A prompt leaves no room for texts.
         """
         folder = model_folder(path)
         if folder is None:
             raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
         mix, logit_scale, provenance = _read_card(folder / CARD)
-        return cls(open_encoder(str(folder), device=device), mix, logit_scale=logit_scale, provenance=provenance)
+        encoder = open_encoder(str(folder), device=device)
+        settle_prompts(encoder)
+        if "settings" in provenance and "prompts" not in provenance and any(prompts_of(encoder).values()):
+            logger.warning(
+                "%s was trained by a version that left the model's prompts out, and is now used with them: train it "
+                "again, or evaluate it with empty prompts (query_prompt and document_prompt '')",
+                folder,
+            )
+        return cls(encoder, mix, logit_scale=logit_scale, provenance=provenance)
 
 
 def model_folder(path: str | Path) -> Path | None:

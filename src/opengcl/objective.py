@@ -41,7 +41,8 @@ class BatchLoss(Protocol):
         Args:
             queries: (m, d) float32 unit rows, the batch's distinct queries.
             documents: (n, d) float32 unit rows, its distinct documents.
-            known: Which pairs were drawn, and every judged pair among these queries and documents.
+            known: Which pairs were drawn, and every judged pair among these queries and documents; those judged not
+                relevant have weight 0 and are False in ``known.judged_relevant``.
             logit_scale: 0-d, ``1 / temperature``, learnable.
 
         Returns:
@@ -143,7 +144,10 @@ class RankingObjective(nn.Module):
 
 
 class Known:
-    """A batch's relation as tensors; see `opengcl.batches.Relation` for the names."""
+    """A batch's relation as tensors; see `opengcl.batches.Relation` for the names.
+
+    ``judged_relevant`` is False for the pairs that were judged with a score of 0 or below.
+    """
 
     def __init__(self, queries: int, documents: int, relation: dict[str, Tensor]) -> None:
         self.queries, self.documents = queries, documents
@@ -151,6 +155,8 @@ class Known:
         self.pair_weight = relation["pair_weight"]
         self.judged_query, self.judged_document = relation["judged_query"], relation["judged_document"]
         self.judged_weight = relation["judged_weight"]
+        everything = torch.ones_like(self.judged_query, dtype=torch.bool)
+        self.judged_relevant = relation.get("judged_relevant", everything)
 
     def matrix(self) -> Tensor:
         """Sparse (queries, documents): the weight of every judged pair."""
@@ -162,11 +168,15 @@ class Known:
 
         The paper's forms have a row and a column a pair. Pairs of one query have equal rows, so here each distinct
         query is one row that counts as often as it has pairs, and so with documents: the same sums of fewer terms.
+
+        A pair judged not relevant is no term and leaves no denominator, as if nobody had judged it.
         """
-        judged = Pairs(self.judged_query, self.judged_document)
+        relevant = self.judged_relevant
+        judged = Pairs(self.judged_query[relevant], self.judged_document[relevant])
+        weight = self.judged_weight[relevant]
         nothing = Pairs(self.judged_query[:0], self.judged_document[:0])
         if target not in ("diagonal", "masked"):
-            return Terms(judged, self.judged_weight, judged if target == "ranked" else nothing)
+            return Terms(judged, weight, judged if target == "ranked" else nothing)
         shape = (self.queries, self.documents)
         pairs = _sparse(torch.stack([self.pair_query, self.pair_document]), self.pair_weight, shape).coalesce()
         counts = LogCounts(
@@ -196,6 +206,7 @@ class Known:
                 "judged_query": query_place[self.judged_query[judged]],
                 "judged_document": document_place[self.judged_document[judged]],
                 "judged_weight": self.judged_weight[judged],
+                "judged_relevant": self.judged_relevant[judged],
             },
         )
 
@@ -241,7 +252,9 @@ def _numbers(written: str) -> dict[str, float]:
 
 def relation_tensors(relation: Relation) -> dict[str, Tensor]:
     """The relation as the collator sends it."""
-    names = ("pair_query", "pair_document", "pair_weight", "judged_query", "judged_document", "judged_weight")
+    names = ["pair_query", "pair_document", "pair_weight", "judged_query", "judged_document", "judged_weight"]
+    if relation.judged_relevant is not None:
+        names.append("judged_relevant")
     tensors = {name: torch.from_numpy(np.asarray(getattr(relation, name))) for name in names}
     return {**tensors, "sizes": torch.tensor([len(relation.queries), len(relation.documents)])}
 

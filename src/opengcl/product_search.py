@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ class ProductSearch:
     def _key(self, folder: Path) -> str:
         """Changes with the documents and with the model."""
         content = [self._dataset.fingerprint.encode(), (folder / CARD).read_bytes()]
+        content.append(json.dumps(self._model.prompts, sort_keys=True).encode())
         for weights in sorted(folder.rglob("*.safetensors")):
             stat = weights.stat()
             content.append(f"{weights.name} {stat.st_size} {stat.st_mtime_ns}".encode())

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Bool
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
 from opengcl.pages import Product, environment, first_texts, products, write_whole
+from opengcl.plain_yaml import write_yaml
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
 from opengcl.shown_queries import Pick, ideal_rows, judged_scores, pick_queries
 
@@ -147,8 +147,8 @@ def _context(this: Run, other: Run | None, dataset: RankedDataset, metric: str, 
         "picked": _how_picked(other, metric),
         "chart_size": (WIDTH, HEIGHT),
         "score_range": dataset.schema.relevance_range,
-        "config": yaml.safe_dump(this.config, sort_keys=False, allow_unicode=True),
-        "provenance": yaml.safe_dump(_provenance(this, dataset), sort_keys=False, allow_unicode=True),
+        "config": write_yaml(this.config),
+        "provenance": write_yaml(_provenance(this, dataset)),
     }
 
 

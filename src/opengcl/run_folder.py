@@ -1,7 +1,7 @@
 """Reading a run folder back: configuration, metrics, per-query values, ranked lists and training history."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from jaxtyping import Float, Int
+
+from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
 KEY_COLUMNS = ("split", "query_id", "pairs")
@@ -119,12 +120,9 @@ def _read_json(file: Path) -> Any:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{file}: not YAML ({error})") from error
-    if not isinstance(config, Mapping):
-        raise RunFolderError(f"{file}: expected a mapping, found {type(config).__name__}")
-    return dict(config)
+        return read_yaml(file).mapping()
+    except YamlError as error:
+        raise RunFolderError(str(error)) from error
 
 
 def _read_per_query(file: Path) -> PerQuery:

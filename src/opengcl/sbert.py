@@ -22,13 +22,18 @@ from jaxtyping import Float, Int64
 from PIL.Image import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor, nn
 
 from opengcl import metrics as ranking_metrics
+from opengcl.data.problems import shown
 from opengcl.distributed import gather_rows, world_size
 from opengcl.fields import check_fields, fuse
+from opengcl.inputs import only_text
 from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, gcl_loss
+from opengcl.progress import progress_bar
+from opengcl.prompts import SIDES, Side, prompt_of
 from opengcl.search import exact_top_k
 from opengcl.weights import scale_scores, weight_function
 
@@ -36,6 +41,7 @@ logger = logging.getLogger(__name__)
 
 # Labels travel as float32, which holds every whole number up to here.
 _LARGEST_NUMBER = 1 << 24
+_BLOCKS = 64  # batches that are encoded, sorted by length among themselves, between two moves of the progress bar
 
 
 class RankedPairs:
@@ -119,6 +125,9 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
     a batch twice counts twice. A row's known pairs are those in ``judged``, whether or not the pair itself is a row of
     the batch.
 
+    The trainer puts no prompt before a column unless its arguments say so: for a model with prompts give
+    ``prompts=column_prompts(...)`` there, or what is trained is not what ``encode_query`` and ``encode_document`` give.
+
     The temperature is fixed: sentence-transformers optimises a parameter of a loss but leaves it out of checkpoints, so
     a learnt one would start again at every resumption.
 
@@ -172,6 +181,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         self.direction = direction
         # sentence-transformers asks the instance: MatryoshkaLoss treats cached losses in another way.
         self.uses_gradient_cache = mini_batch_size is not None
+        self._prompts_checked = False
         self._judged_weights = np.zeros(0) if judged is None else self._weights_of(judged.scores, "judged pair")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None) -> Float[Tensor, ""]:
@@ -188,6 +198,9 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
                 f"the data set needs a query column and {wanted} document column(s) beside the score; the loss got "
                 f"{len(features)} column(s) in all"
             )
+        if not self._prompts_checked:
+            self._prompts_checked = True
+            _warn_of_missing_prompts(self.model, features)
         if self.mini_batch_size is not None:
             cached: Tensor = CachedLossMixin.forward_cached(self, features, labels)
             return cached
@@ -306,6 +319,30 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         return self._weigh(scale_scores(clipped, np.zeros(len(clipped), dtype=np.int64), low=low, high=high))
 
 
+def column_prompts(model: SentenceTransformer, query: str, documents: Sequence[str]) -> dict[str, str]:
+    """The model's own prompts by column, for ``SentenceTransformerTrainingArguments(prompts=...)``.
+
+    With them the trainer's columns are what ``encode_query`` and ``encode_document`` make of the same texts. A prompt
+    goes before texts alone, so columns of images may be named too.
+
+    Args:
+        model: Whose prompts.
+        query: Name of the query column.
+        documents: Names of the document columns.
+
+    Returns:
+        Column -> prompt; columns without a prompt are left out.
+
+    Raises:
+        ValueError: A column is named twice.
+    """
+    columns = [query, *documents]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"found columns {', '.join(columns)}; allowed: each column once")
+    found = {column: prompt_of(model, side) for column, side in zip(columns, _sides(len(columns)), strict=True)}
+    return {column: prompt for column, prompt in found.items() if prompt}
+
+
 class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
     """Retrieval metrics on graded relevance, for texts, images and documents of several fields.
 
@@ -328,8 +365,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         k: Documents retrieved for a query. Metrics without a cutoff see these k ranks.
         fields: Weights of the documents' fields; equal by default.
         batch_size: Texts or images encoded at a time.
-        query_prompt: Put before each query; None for the model's own prompt, if it has one.
-        corpus_prompt: The same for documents.
+        query_prompt: Put before each query that is a text; None for the model's own prompt, empty for none.
+        corpus_prompt: The same for the texts of documents.
         show_progress_bar: Show the encoding's progress.
         write_csv: Write the file described above.
 
@@ -570,8 +607,45 @@ def _by_field(
 def _encode(
     encode: Any, values: list[str | Image], prompt: str | None, batch_size: int, progress: bool
 ) -> Float[Tensor, "values d"]:
-    """float32 vectors on the CPU."""
-    vectors: Tensor = encode(
-        values, prompt=prompt, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True
-    )
-    return vectors.detach().to("cpu", torch.float32)
+    """float32 vectors on the CPU; texts behind their prompt, images without one."""
+    texts = [row for row, value in enumerate(values) if isinstance(value, str)]
+    images = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    inputs = [only_text(value) if isinstance(value, str) else value for value in values]
+    order, made = [], []
+    with progress_bar(total=len(values), desc="encoding", unit="row", show=progress) as bar:
+        for rows, before in ((texts, prompt), (images, "")):
+            for start in range(0, len(rows), _BLOCKS * batch_size):
+                block = rows[start : start + _BLOCKS * batch_size]
+                vectors: Tensor = encode(
+                    [inputs[row] for row in block],
+                    prompt=before,
+                    batch_size=batch_size,
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                )
+                order += block
+                made.append(vectors.detach().to("cpu", torch.float32))
+                bar.update(len(block))
+    found = torch.cat(made)
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def _sides(columns: int) -> list[Side]:
+    """The first column is the query; all others are fields of the document."""
+    return [SIDES[min(column, 1)] for column in range(columns)]
+
+
+def _warn_of_missing_prompts(model: SentenceTransformer, features: Sequence[Mapping[str, Any]]) -> None:
+    """Columns of texts that came without the prompt that the model's own encoding puts before them."""
+    for column, side in zip(features, _sides(len(features)), strict=True):
+        prompt = prompt_of(model, side)
+        # Only a Transformer says how long a prompt was; what other modules made cannot be told.
+        if prompt and isinstance(model[0], Transformer) and "input_ids" in column and "prompt_length" not in column:
+            logger.warning(
+                "the model has the %s prompt %s, but the trainer puts none before its columns: give "
+                "SentenceTransformerTrainingArguments(prompts=opengcl.sbert.column_prompts(model, 'query', ['title', "
+                "...])), or empty the model's prompts; otherwise it is trained on other inputs than it is used with",
+                side,
+                shown(prompt),
+            )
+            return

@@ -21,7 +21,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
@@ -31,6 +30,7 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
+from opengcl.data.problems import not_relevant_note
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
 from opengcl.encoders import make_encoder
@@ -39,6 +39,8 @@ from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
+from opengcl.progress import progress_bar
+from opengcl.prompts import Side, described, settle_prompts
 from opengcl.report import write_report
 from opengcl.run_identity import TrainError
 from opengcl.weights import weight_function
@@ -85,13 +87,16 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         _check_unseen(dataset, judged)
     for opened in (dataset, judged):
         _check_skipped(opened, config.max_unreadable)
+        _tell_lost_scores(opened)
     objective = build_objective(config, dataset)
     inputs = _inputs(objective.model, dataset, config)
     judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
+    if shown and (told := described(objective.model.prompts)):
+        logger.info("%s", told)
     with contextlib.ExitStack() as held:
         held.enter_context(_told_what_the_disk_said(out))
         if rank() == 0:
-            _claim(out, config, dataset, judged, resume, held)
+            _claim(out, config, dataset, judged, objective.model.prompts, resume, held)
         wait_for_ranks()
         if not (out / ENDED).is_file():
             _train(config, objective, (dataset, inputs), (judged, judged_inputs), progress=progress)
@@ -141,6 +146,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         ValueError: A field, model or option that does not fit; the message says which.
     """
     encoder = make_encoder(config.model, dataset, seed=config.seed, dim=config.dim)
+    settle_prompts(encoder, query=config.query_prompt, document=config.document_prompt)
     mix = FieldMix.choose(encoder, dataset.schema, config.query_fields, config.fields)
     if config.lora_rank is not None:
         add_adapters(encoder, config.lora_rank, seed=config.seed)
@@ -347,7 +353,9 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.shown: dict[str, str] = {}
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+            self.training_bar = progress_bar(
+                total=state.max_steps, done=state.global_step, desc="training", unit="step", show=True
+            )
         self.current_step = state.global_step
 
     def on_log(
@@ -356,7 +364,7 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
         names = {"loss": "loss", BEST: "dev ndcg@10"}
         self.shown |= {shown: f"{float(logs[name]):.3f}" for name, shown in names.items() if name in (logs or {})}
         if self.training_bar is not None:
-            self.training_bar.set_postfix(self.shown)
+            self.training_bar.note(self.shown)
 
 
 class _Intervals(TrainerCallback):  # type: ignore[misc]
@@ -403,24 +411,31 @@ def _check_skipped(dataset: RankedDataset, limit: float) -> None:
                 )
 
 
+def _tell_lost_scores(dataset: RankedDataset) -> None:
+    """Warns where most scores are below 0, which makes negatives of these pairs."""
+    if lost := not_relevant_note(len(dataset.qrels), dataset.qrels.not_relevant()[1]):
+        logger.warning("%s: %s; import again with --score-zero", dataset.path, lost)
+
+
 def _claim(
     out: Path,
     config: TrainConfig,
     dataset: RankedDataset,
     judged: RankedDataset,
+    prompts: dict[Side, str],
     resume: bool,
     held: contextlib.ExitStack,
 ) -> None:
     """The run folder is this run's, and no other process's until ``held`` is closed."""
     data = {"data": dataset} if judged is dataset else {"data": dataset, "evaluation_data": judged}
     if resume:
-        run_identity.check(out, config, data)
+        run_identity.check(out, config, data, prompts)
         if (out / ENDED).is_file():
             logger.warning("%s: this run has ended; nothing to resume", out)
             return
     held.enter_context(run_identity.alone_in(out))
     if not resume:
-        run_identity.begin(out, config, data)
+        run_identity.begin(out, config, data, prompts)
         return
     run_identity.tidy(out)
     kept = Checkpoints(out / _CHECKPOINTS)
@@ -565,6 +580,7 @@ def _finished_model(
         "sentence_transformers": sentence_transformers.__version__,
         "data": {"name": dataset.schema.name, "fingerprint": dataset.fingerprint},
         "settings": settings,
+        "prompts": model.prompts,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "training_seconds": round(seconds, 1),

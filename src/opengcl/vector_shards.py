@@ -21,7 +21,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm.auto import tqdm
 
 from opengcl.data import RankedDataset, Records
 from opengcl.encode import encode, inputs_for
@@ -29,7 +28,9 @@ from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import VectorType
 from opengcl.index.vectors import shorten, to_int8
 from opengcl.inputs import Inputs
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
+from opengcl.progress import progress_bar
+from opengcl.prompts import Side
 
 ShardFormat = Literal["parquet", "npy"]
 SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
@@ -141,7 +142,7 @@ def encode_table(job: EncodeJob, *, workers: int = 1, progress: bool = True) -> 
     left = [shard for shard in own if not manifest.file(out, shard).is_file()]
     total = sum(len(manifest.rows_of(shard)) for shard in own)
     done = total - sum(len(manifest.rows_of(shard)) for shard in left)
-    with tqdm(total=total, initial=done, desc="encoding", unit="row", disable=not progress or rank > 0) as bar:
+    with progress_bar(total=total, done=done, desc="encoding", unit="row", show=progress and rank == 0) as bar:
         for shard in _in_workers(job, left, workers) if workers > 1 else map(encoder, left):
             bar.update(len(manifest.rows_of(shard)))
     return manifest

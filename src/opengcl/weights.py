@@ -1,7 +1,8 @@
 """Ranking score -> weight functions, and the scaling that brings any score into their range.
 
 Every function takes scores s in [1, 100] (rank r = 101 - s) and gives weights >= 0, as in arXiv 2404.08535; ``log``,
-``reciprocal_sqrt``, ``exponential`` and ``piecewise`` are ours.
+``reciprocal_sqrt``, ``exponential`` and ``piecewise`` are ours. A score of 0 or below, before it is scaled, means
+judged not relevant: no function sees it, and its weight is 0 (`pair_weights`).
 """
 
 from __future__ import annotations
@@ -101,6 +102,41 @@ def weight_function(spec: str) -> WeightFunction:
     )
 
 
+def pair_weights(
+    scores: Scores,
+    queries: Int[np.ndarray, " pairs"],
+    function: WeightFunction,
+    *,
+    by: Scaling = "dataset",
+    low: float,
+    high: float,
+) -> Scores:
+    """The weights of judged pairs: ``function`` of the scaled score, and 0 where the score is 0 or below.
+
+    Args:
+        scores: One score a judged pair, any float dtype; 0 or below means judged not relevant.
+        queries: As for `scale_scores`, like what follows.
+        function: What `weight_function` gives; it sees the other scores alone.
+        by: ``dataset`` or ``query``.
+        low: The lowest possible score.
+        high: The highest possible score.
+
+    Returns:
+        float64 weights >= 0.
+
+    Raises:
+        ValueError: As `scale_scores`.
+    """
+    relevant = np.asarray(scores > 0)
+    scaled = scale_scores(scores, queries, by=by, low=low, high=high)
+    if relevant.all():
+        return function(scaled)
+    weights = np.zeros(len(scores))
+    if relevant.any():
+        weights[relevant] = function(scaled[relevant])
+    return weights
+
+
 def scale_scores(
     scores: Scores,
     queries: Int[np.ndarray, " pairs"],
@@ -109,10 +145,11 @@ def scale_scores(
     low: float,
     high: float,
 ) -> Scores:
-    """Bring scores into [1, 100].
+    """Bring scores into [1, 100]; a score below 0 counts as 0, and so does a ``low`` below 0.
 
     ``dataset``: ``low`` maps to 1 and ``high`` to 100, for every query alike. ``query``: each query's own lowest and
     highest score do; a query whose scores are all equal gets 100 throughout, as nothing tells its documents apart.
+    What becomes of a score of 0 is for `pair_weights` to say.
 
     Args:
         scores: One score a judged pair, any float dtype.
@@ -127,11 +164,15 @@ def scale_scores(
     Raises:
         ValueError: An unknown ``by``, or ``low >= high``.
     """
-    scores = scores.astype(np.float64)
     if by not in SCALINGS:
         raise ValueError(f"score scaling {by!r} is unknown; use one of {', '.join(SCALINGS)}")
     if not low < high:
         raise ValueError(f"the score range is [{low}, {high}]; its lower end must be below its upper end")
+    scores = scores.astype(np.float64)
+    if low < 0:
+        scores, low, high = np.maximum(scores, 0.0), 0.0, max(high, 0.0)
+    if low == high:  # no score can be above 0
+        return np.full(len(scores), LOWEST)
     if by == "dataset":
         return LOWEST + (HIGHEST - LOWEST) * (scores - low) / (high - low)
     if len(scores) == 0:

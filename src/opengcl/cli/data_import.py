@@ -98,7 +98,34 @@ def import_data(
         str | None, typer.Option(help="More columns of documents to keep, with commas.", rich_help_panel=_TABLES)
     ] = None,
     encoding: Annotated[str, typer.Option(help="Of text files: utf-8, cp1252, ...", rich_help_panel=_TABLES)] = "utf-8",
-    delimiter: Annotated[str | None, typer.Option(help="Of CSV files.", rich_help_panel=_TABLES)] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="Of CSV and TSV: one character, or comma, tab, semicolon, pipe; found when not given.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    quotes: Annotated[
+        bool | None,
+        typer.Option(
+            "--quotes/--no-quotes",
+            help="Whether double quotes enclose fields of CSV and TSV, or are part of the texts, as inch marks are. By "
+            "default they enclose, and quotes that seem to join rows are refused.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    decimal: Annotated[
+        str | None,
+        typer.Option(help="Decimal sign of CSV and TSV: . or , (found when not given).", rich_help_panel=_TABLES),
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(help="Texts that mean a missing value, as NULL,N/A; only empty ones do.", rich_help_panel=_TABLES),
+    ] = None,
+    skip_lines: Annotated[
+        int | None,
+        typer.Option(help="Lines of CSV and TSV before the header; found when not given.", rich_help_panel=_TABLES),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(help="Folder that picture paths are relative to.", rich_help_panel=_PICTURES),
@@ -212,6 +239,10 @@ def import_data(
         documents=documents,
         encoding=encoding,
         delimiter=delimiter,
+        quotes=quotes,
+        decimal=decimal,
+        skip_lines=skip_lines,
+        nulls=tuple(arguments.names(null)) if null else (),
         pictures=pictures,
         locales=tuple(arguments.names(locales)),
         small=small,

@@ -134,6 +134,8 @@ def _print_counts(counts: dict[str, Any]) -> None:
     for name in ("queries", "documents", "pairs"):
         missing = counts["missing"].get(name, {})
         without = ", ".join(f"{rows:,} without {field}" for field, rows in missing.items() if rows)
+        if name == "pairs" and counts["not_relevant"]:
+            without = f"{counts['not_relevant']:,} judged not relevant: a score of 0 or below"
         typer.echo(f"{name:<16}{counts[name]:>12,}{f'  ({without})' if without else ''}")
     for split, row in counts["splits"].items():
         typer.echo(

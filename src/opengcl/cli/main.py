@@ -35,12 +35,18 @@ Fields = Annotated[
     str | None, typer.Option(help="Document fields and their weights, as image=0.9,title=0.1. Default: all, equally.")
 ]
 QueryFields = Annotated[str | None, typer.Option(help="Query fields and their weights.")]
+QueryPrompt = Annotated[
+    str | None, typer.Option(help="What goes before each query; the model's own prompt by default, '' for none.")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="What goes before each text of a document; the model's own by default, '' for none.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")]
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; needed here or in --config.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the ranked data set.")] = None,
     model: Annotated[
         str | None,
@@ -51,6 +57,8 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win.")] = None,
     fields: Fields = None,
     query_fields: QueryFields = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
     weights: Annotated[
         str | None,
         typer.Option(
@@ -98,16 +106,18 @@ def train(
 
     Example: opengcl train --data shop --model tiny --out runs/gcl --fields image=0.9,title=0.1
     """
-    from opengcl.config import load_config
+    from opengcl.config import TEXT_SETTINGS, load_config
     from opengcl.distributed import leave_ranks, rank
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
         "data": arguments.text(data),
         "model": model,
-        "out": str(out),
+        "out": arguments.text(out),
         "fields": fields,
         "query_fields": query_fields,
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
         "weights": weights,
         "target": target,
         "combine": combine,
@@ -122,11 +132,12 @@ def train(
         "lora_rank": lora_rank,
         "workers": workers,
         "device": device,
-        **arguments.settings(setting or []),
     }
-    if config is None and resume and (out / "config.yaml").is_file():
+    if config is None and resume and out is not None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
-    run(load_config(config, given), resume=resume, baseline=baseline)
+    settings = load_config(config, given, arguments.settings(setting or [], texts=TEXT_SETTINGS))
+    out = Path(settings.out)
+    run(settings, resume=resume, baseline=baseline)
     first = rank() == 0
     leave_ranks()
     if not first:
@@ -154,6 +165,8 @@ def evaluate(
     ] = None,
     fields: Fields = None,
     query_fields: QueryFields = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
     strict: Annotated[bool, typer.Option(help="Whether bad rows of the data set are an error, or skipped.")] = True,
     device: Device = None,
 ) -> None:
@@ -167,6 +180,7 @@ def evaluate(
     from opengcl.metrics import DEFAULT_METRICS
     from opengcl.model import BiEncoder
     from opengcl.per_query import per_query_path
+    from opengcl.prompts import described
 
     dataset = RankedDataset.open(data, strict=strict)
     opened = BiEncoder.open(
@@ -174,8 +188,12 @@ def evaluate(
         dataset.schema,
         query=parse_fields(query_fields) if query_fields else None,
         document=parse_fields(fields) if fields else None,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
         device=device,
     )
+    if told := described(opened.prompts):
+        arguments.say(told)
     evaluation = run(
         opened,
         dataset,
@@ -186,7 +204,9 @@ def evaluate(
         progress=True,
     )
     if out is not None:
-        evaluation.write(out, per_query=per_query_path(out), model=model, provenance=opened.provenance)
+        evaluation.write(
+            out, per_query=per_query_path(out), model=model, prompts=opened.prompts, provenance=opened.provenance
+        )
         arguments.say(f"{out}: written")
     _print_splits(evaluation.splits())
 

@@ -108,10 +108,10 @@ class RankedDataset:
         """Counts, ready for JSON.
 
         Returns:
-            ``name``, ``fingerprint``, ``queries``, ``documents``, ``pairs``; ``splits``: for each split its
-            ``queries`` (with a judged document there), ``dev_queries``, ``test_queries``, ``documents`` and
-            ``pairs``; ``missing``: for both sides the rows that lack each field; ``problems``: rows skipped or
-            changed for each kind of problem.
+            ``name``, ``fingerprint``, ``queries``, ``documents``, ``pairs``; ``not_relevant``: pairs with a score of 0
+            or below; ``splits``: for each split its ``queries`` (with a judged document there), ``dev_queries``,
+            ``test_queries``, ``documents`` and ``pairs``; ``missing``: for both sides the rows that lack each field;
+            ``problems``: rows skipped or changed for each kind of problem.
         """
         pairs = self.splits.pair_counts()
         counts = {
@@ -130,6 +130,7 @@ class RankedDataset:
             "queries": len(self.queries),
             "documents": len(self.documents),
             "pairs": len(self.qrels),
+            "not_relevant": self.qrels.not_relevant()[0],
             "splits": counts,
             "missing": {"queries": self.queries.missing(), "documents": self.documents.missing()},
             "problems": [
@@ -225,5 +226,5 @@ def load_entry(folder: Path, schema: Schema, entry: Path) -> RankedDataset:
     query_seen, document_seen, query_dev = (
         np.load(entry / mark, mmap_mode="r") for mark in (f"queries/{SEEN}", f"documents/{SEEN}", f"queries/{DEV}")
     )
-    splits = Splits(query_seen, document_seen, query_dev, qrels.query, qrels.document)
+    splits = Splits(query_seen, document_seen, query_dev, qrels.query, qrels.document, qrels.score)
     return RankedDataset(folder, schema, meta["fingerprint"], problems, queries, documents, qrels, splits, entry)

@@ -12,7 +12,15 @@ EXAMPLES = 5
 
 
 class DataSetError(ValueError):
-    """A data set that cannot be used as it is: what was found, what is allowed, and where."""
+    """A data set that cannot be used as it is: what was found, what is allowed, and where.
+
+    Attributes:
+        key: Where in a YAML file the value is, if it came from one.
+    """
+
+    def __init__(self, message: str, *, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
+from opengcl.progress import progress_bar
 
 PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 """Hugging Face's `Image` column, with 64-bit offsets."""
@@ -118,7 +118,7 @@ class Table:
         Raises:
             DataSetError: If the file turns out to be broken.
         """
-        with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
+        with progress_bar(total=self.rows, desc=task, unit=" rows", show=progress, delay=_PROGRESS_DELAY) as bar:
             batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
             read = 0
             while batch := self._told(lambda: next(batches, None)):

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 from jaxtyping import Float32, Int
-from tqdm.auto import tqdm
 
 from opengcl.data import DataSetError, RankedDataset, Records
 from opengcl.encode import encode, inputs_for
@@ -26,6 +25,7 @@ from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
+from opengcl.progress import progress_bar
 from opengcl.vector_shards import ShardError, read_manifest, read_shard
 
 CHUNK_ROWS = 4096
@@ -186,7 +186,7 @@ def fill(
         return index.get(documents.ids(np.array([last])))[0] is None
 
     begin = bisect.bisect_left(starts, True, key=is_missing)
-    with tqdm(total=len(documents), desc="indexing", unit="doc", disable=not progress) as bar:
+    with progress_bar(total=len(documents), desc="indexing", unit="doc", show=progress) as bar:
         bar.update(min(begin * chunk_rows, len(documents)))
         for start in starts[begin:]:
             rows = np.arange(start, min(start + chunk_rows, len(documents)))

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from tqdm.auto import tqdm
 
 from opengcl.data import RankedDataset
 from opengcl.encode import encode
@@ -18,6 +17,7 @@ from opengcl.index.build import CHUNK_ROWS, from_shards
 from opengcl.index.protocol import Hit, Index
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
+from opengcl.progress import tracked
 from opengcl.search import exact_top_k
 
 DEPTHS = (10, 100)
@@ -172,7 +172,7 @@ def _timed(
     """Results of every query, and what each took in milliseconds."""
     found, took = [], []
     label = f"{'exact' if exact else 'approximate'} {k}"
-    for query in tqdm(queries, desc=label, unit="query", disable=not progress, leave=False):
+    for query in tracked(queries, desc=label, unit="query", show=progress, leave=False):
         start = time.perf_counter()
         found += index.search(query[None], k, exact=exact)
         took.append(1000 * (time.perf_counter() - start))

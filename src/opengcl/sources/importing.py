@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any, get_args
 
 import pyarrow.compute as pc
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
+from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
 from opengcl.sources.positions import SCORE_RANGE, score_positions
@@ -259,7 +259,7 @@ def _file(path: Path, progress: bool) -> dict[str, Any]:
     task = f"{path.name}: hashing"
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=task, unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar,
+        progress_bar(total=size, desc=task, unit="B", unit_scale=True, show=progress, delay=1.0) as bar,
     ):
         while block := file.read(1 << 22):
             digest.update(block)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -12,11 +13,11 @@ from typing import Any, Literal, get_args
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import yaml
 
 from opengcl.data import tables as typed
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
+from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.query_text import normalised
 from opengcl.sources.columns import ids, joined_ids, labels, numbers, pictures, texts
 
@@ -51,7 +52,6 @@ _GUESSES: dict[str, tuple[str, ...]] = {
 }
 """Usual names, the best first; letters' case and what stands between words does not matter."""
 _SCORES = ("score", "position", "label")
-_LARGEST_FILE = 1 << 20
 _LARGEST_POSITION = 1_000_000
 
 
@@ -112,10 +112,13 @@ class TableMapping:
         if (self.label is None) != (not self.gains):
             raise DataSetError("found a label column without gains, or gains without one; required: both")
         for label, gain in self.gains.items():
-            if isinstance(gain, bool) or not isinstance(gain, int | float) or not np.isfinite(gain):
-                raise DataSetError(f"gains, {label}: found {shown(gain)}; allowed: a number")
-        if wrong := sorted({*self.splits.values()} - {"seen", "novel"}):
-            raise DataSetError(f"splits: found {wrong[0]!r}; allowed: seen or novel")
+            if isinstance(gain, bool) or not isinstance(gain, int | float) or not math.isfinite(gain):
+                message = f"gains, {str(label)[:60]}: found {shown(gain)}; allowed: a number{advice(gain)}"
+                raise DataSetError(message, key=("gains", str(label)))
+        for value, split in self.splits.items():
+            if split not in ("seen", "novel"):
+                message = f"splits, {str(value)[:60]}: found {shown(split)}; allowed: seen or novel"
+                raise DataSetError(message, key=("splits", str(value)))
         if both := sorted({*(self.documents or ())} & {*(self.images or ())}):
             raise DataSetError(f"the document field {both[0]!r} is a text and a picture; allowed: one of them")
         if self.spelling not in get_args(Spelling):
@@ -134,25 +137,15 @@ class TableMapping:
         Raises:
             DataSetError: The file is not YAML, or has unknown keys or wrong values.
         """
-        if path.stat().st_size > _LARGEST_FILE:
-            raise DataSetError(f"{path}: over {_LARGEST_FILE:,} bytes; allowed: up to that")
         try:
-            found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise DataSetError(f"{path}: not readable as YAML: {error}") from error
-        if not isinstance(found, dict):
-            raise DataSetError(f"{path}: found {shown(found)}; allowed: a mapping")
-        known = {one.name: one for one in fields(cls)}
-        for key, value in found.items():
-            if key not in known:
-                raise DataSetError(f"{path}: unknown key {shown(key)}; allowed: {', '.join(known)}")
-            kind: Any = {"keep": list}.get(key, dict if key in _MAPPINGS else str)
-            if not isinstance(value, kind):
-                raise DataSetError(f"{path}, {key}: found {shown(value)}; allowed: a {kind.__name__}")
+            read = read_yaml(path, texts=_COLUMNS)
+            found = read.mapping("a mapping")
+        except YamlError as error:
+            raise DataSetError(str(error)) from error
         try:
-            return cls(**{**found, "keep": tuple(found.get("keep", ()))})
+            return cls(**_checked(found))
         except DataSetError as error:
-            raise DataSetError(f"{path}: {error}") from error
+            raise DataSetError(f"{read.place(error.key)}: {error}") from error
 
     def completed(
         self, queries: Sequence[str] | None, documents: Sequence[str] | None, qrels: Sequence[str]
@@ -405,6 +398,17 @@ class TableMapping:
 
 _MAPPINGS = ("queries", "documents", "images", "gains", "splits")
 _SIDE_IDS = {"queries": "query_id", "documents": "doc_id"}
+_NAMES = ("query_id", "doc_id", "queries_id", "documents_id", *_SCORES, "split")
+_WHOLE = ("first_position", "list_length")
+_TEXTS = ("join_lists", "spelling")
+_COLUMNS = (
+    *_NAMES,
+    "join_lists",
+    "queries.*",
+    "documents.*",
+    "images.*",
+    "keep.*",
+)  # names of columns: texts, whatever they look like
 
 
 def id_columns(name: str, columns: Sequence[str]) -> list[str]:
@@ -412,6 +416,38 @@ def id_columns(name: str, columns: Sequence[str]) -> list[str]:
     if name in columns or "+" not in name:
         return [name]
     return [part.strip() for part in name.split("+") if part.strip()]
+
+
+def _checked(found: dict[str, Any]) -> dict[str, Any]:
+    """A mapping file's content, as arguments of `TableMapping`; what is null counts as not given."""
+    known = [one.name for one in fields(TableMapping)]
+    for key in found:
+        if key not in known:
+            message = f"unknown key {shown(key)}; allowed: {', '.join(known)}"
+            raise DataSetError(message, key=(key,))
+    given = {key: value for key, value in found.items() if value is not None}
+    for key, value in given.items():
+        if key in _MAPPINGS:
+            _check_kind(value, dict, "a mapping", (key,))
+            if key in ("queries", "documents", "images"):
+                for name, column in value.items():
+                    _check_kind(column, str, "a column's name", (key, name))
+        elif key == "keep":
+            _check_kind(value, list, "a list of columns", (key,))
+            for at, column in enumerate(value):
+                _check_kind(column, str, "a column's name", (key, str(at)))
+        elif key in _WHOLE:
+            _check_kind(value, int, "a whole number", (key,))
+        elif key in _TEXTS:
+            _check_kind(value, str, "a text", (key,), empty=key == "join_lists")
+        else:
+            _check_kind(value, str, "a column's name", (key,))
+    return {**given, "keep": tuple(given.get("keep", ()))}
+
+
+def _check_kind(value: object, kind: type, allowed: str, key: tuple[str, ...], *, empty: bool = False) -> None:
+    if not isinstance(value, kind) or isinstance(value, bool) or (value == "" and not empty):
+        raise DataSetError(f"{', '.join(key)}: found {shown(value)}; allowed: {allowed}", key=key)
 
 
 def hashed(values: Sequence[str | None]) -> str | None:

@@ -82,7 +82,7 @@ class MarqoFolder:
         parts = self._parts()
         pictures = "image" in self.describe().documents
         for path, seen in self._judged():
-            yield from self._queries_and_pairs(TableFile(path), seen, parts, progress)
+            yield from self._queries_and_pairs(TableFile(path, quoted=True, decimal="."), seen, parts, progress)
         for path, seen in self._truth():
             yield from self._ground_truth(path, seen, parts)
         for path in self._corpora():
@@ -125,10 +125,11 @@ class MarqoFolder:
         for rows in file.read(["query", "product_id", self.score, *position], progress=progress):
             query = texts(rows.batch.column("query"), file.name, "query")
             query_id = pa.array([hashed([one]) for one in query.to_pylist()], pa.large_string())
-            yield _query_batch(query_id, query, seen, parts, file.name, rows.first)
+            yield _query_batch(query_id, query, seen, parts, file.name, rows.first, rows.lines)
             raw = rows.batch.column(self.score)
             place = rows.batch.column("position") if position else pa.nulls(len(query), pa.large_string())
-            yield _pair_batch(query_id, rows.batch.column("product_id"), raw, place, file.name, rows.first)
+            document = rows.batch.column("product_id")
+            yield _pair_batch(query_id, document, raw, place, file.name, rows.first, rows.lines)
 
     def _ground_truth(self, path: Path, seen: str, parts: dict[str, str]) -> Iterator[Batch]:
         queries: list[str] = []
@@ -239,24 +240,28 @@ class MarqoHub:
         yield _pair_batch(query_id, documents[DOCUMENT_ID], rows.batch.column(self.score), place, file, rows.first)
 
 
-def _query_batch(query_id: pa.Array, query: pa.Array, seen: str, parts: dict[str, str], file: str, first: int) -> Batch:
+def _query_batch(
+    query_id: pa.Array, query: pa.Array, seen: str, parts: dict[str, str], file: str, first: int, lines: Any = None
+) -> Batch:
     columns = {
         QUERY_ID: query_id,
         "query": query,
         SPLIT: pa.array([seen] * len(query), pa.large_string()),
         PART: pa.array([parts.get(one or "") for one in query_id.to_pylist()], pa.large_string()),
     }
-    return Batch("queries", pa.RecordBatch.from_pydict(columns), file, first)
+    return Batch("queries", pa.RecordBatch.from_pydict(columns), file, first, lines=lines)
 
 
-def _pair_batch(query_id: pa.Array, document: pa.Array, raw: pa.Array, place: pa.Array, file: str, first: int) -> Batch:
+def _pair_batch(
+    query_id: pa.Array, document: pa.Array, raw: pa.Array, place: pa.Array, file: str, first: int, lines: Any = None
+) -> Batch:
     columns = {
         QUERY_ID: query_id,
         DOCUMENT_ID: ids(document, file, "product_id"),
         "score": numbers(raw, file, "score"),
         "position": pc.cast(numbers(place, file, "position"), pa.int32(), safe=False),
     }
-    return Batch("qrels", pa.RecordBatch.from_pydict(columns), file, first, raw_score=raw)
+    return Batch("qrels", pa.RecordBatch.from_pydict(columns), file, first, raw_score=raw, lines=lines)
 
 
 def _document_batch(

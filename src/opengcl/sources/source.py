@@ -31,6 +31,7 @@ class Batch:
         raw_score: In qrels what the score was read from, for messages.
         score_column: The column that it was read from.
         allowed_score: What it may be.
+        lines: The rows' lines, from 1 and with the header counted, where they come from a text file.
         spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
             Queries of one id are then the same query, however their fields differ.
         told: What a reader should know about these rows, as the start of a sentence -> rows that it is true of.
@@ -44,11 +45,14 @@ class Batch:
     raw_score: pa.Array | None = None
     score_column: str = "score"
     allowed_score: str = "a finite number"
+    lines: Any = None
     spelling: pa.Array | None = None
     told: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
-        """How a message names a row of the batch."""
+        """How a message names a row of the batch: by its line in a text file, by its number from 0 in others."""
+        if self.lines is not None:
+            return f"{self.file}, line {int(self.lines[row])}"
         number = self.first + row if self.numbers is None else int(self.numbers[row])
         return f"{self.file}, row {number}"
 

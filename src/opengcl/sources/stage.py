@@ -29,6 +29,10 @@ _ID_COLUMNS: dict[Side, tuple[str, ...]] = {
     "documents": (DOCUMENT_ID,),
     "qrels": (QUERY_ID, DOCUMENT_ID),
 }
+_NULL_MARKERS = pa.array(
+    ["nan", "na", "n/a", "#n/a", "null", "none", "nil", "undefined", "<na>", "<null>", r"\n", "-", "--", "?"],
+    pa.large_string(),
+)
 
 
 class Stage:
@@ -124,7 +128,19 @@ class Stage:
             examples = (f"{batch.place(row)}" for row in empty.tolist())
             self._report(batch, column, "null or empty id", "a text that is not empty", empty, examples)
             keep[empty] = False
+            self._note_markers(batch, column)
         return keep
+
+    def _note_markers(self, batch: Batch, column: str) -> None:
+        """Counts ids that look like a name for a missing value."""
+        found = batch.rows.column(column)
+        found = found.filter(pc.is_in(pc.utf8_lower(found), _NULL_MARKERS))
+        for one in pc.value_counts(found).to_pylist():
+            what = (
+                f"rows of {batch.file} have the {column} {shown(one['values'])}, which is kept as an id and looks like "
+                f"a missing value (--null {one['values']} reads it as one)"
+            )
+            self.told[what] = self.told.get(what, 0) + one["counts"]
 
     def _with_scores(self, batch: Batch, keep: np.ndarray) -> np.ndarray:
         score = batch.rows.column("score")

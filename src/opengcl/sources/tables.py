@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from opengcl.sources.columns import named, truths
 from opengcl.sources.mapping import TableMapping
 from opengcl.sources.positions import Positions
 from opengcl.sources.source import SIDES, Batch, Description, Side
-from opengcl.sources.table_files import Table
+from opengcl.sources.table_files import Rows, Table
 
 _SEVERAL_PICTURES = "{file}, column '{column}': the first of several pictures is taken"
 
@@ -63,11 +63,11 @@ class TableSource:
             score_range=mapping.score_range,
             positions=None if mapping.position is None else self._positions(mapping),
             scores_are_places=mapping.position is not None,
-            options={"mapping": told, **self.options},
+            options={"mapping": told, **self._read_as(), **self.options},
             files=self.files,
             picture_root=self.picture_root,
             split_queries=mapping.split is not None,
-            notes=self._guessed(mapping),
+            notes=(*self._layouts(), *self._guessed(mapping)),
         )
 
     def batches(self, *, progress: bool) -> Iterator[Batch]:
@@ -81,23 +81,27 @@ class TableSource:
         for table, sides in parts.values():
             columns = [one for side in sides for one in mapping.columns_of(side, table.columns)]
             for rows in table.read(columns, progress=progress):
-                batch = named(rows.batch)
-                yield from (self._batch(side, batch, rows.first, table.name, mapping, scores) for side in sides)
+                rows = replace(rows, batch=named(rows.batch))
+                yield from (self._batch(side, rows, table.name, mapping, scores) for side in sides)
 
-    def _batch(
-        self, side: Side, rows: pa.RecordBatch, first: int, file: str, mapping: TableMapping, scores: _ScoreKinds
-    ) -> Batch:
+    def _batch(self, side: Side, rows: Rows, file: str, mapping: TableMapping, scores: _ScoreKinds) -> Batch:
+        first = rows.first
         if side == "queries":
-            found = mapping.query_rows(rows, file, first)
-            return Batch("queries", found, file, first, spelling=mapping.spellings(rows, file, first))
+            found = mapping.query_rows(rows.batch, file, first)
+            spelling = mapping.spellings(rows.batch, file, first)
+            return Batch("queries", found, file, first, spelling=spelling, lines=rows.lines)
         if side == "documents":
-            found, several = mapping.document_rows(rows, file, first)
+            found, several = mapping.document_rows(rows.batch, file, first)
             told = {_SEVERAL_PICTURES.format(file=file, column=column): count for column, count in several.items()}
-            return Batch("documents", found, file, first, told=told)
-        pairs, raw = mapping.qrels_rows(rows, file, first)
+            return Batch("documents", found, file, first, told=told, lines=rows.lines)
         column, allowed = str(mapping.score_column), mapping.allowed_score
+        if mapping.label is None:
+            rows = rows.with_points(column, file)
+            if rows.lines is not None and rows.decimal == ".":
+                allowed += " (--decimal , reads decimal commas)"
+        pairs, raw = mapping.qrels_rows(rows.batch, file, first)
         if mapping.score is not None:
-            scores.add(raw, pairs.column("score"), f"{file}, column '{column}'", first)
+            scores.add(raw, pairs.column("score"), f"{file}, column '{column}'", rows)
         return Batch(
             "qrels",
             pairs,
@@ -106,12 +110,26 @@ class TableSource:
             raw_score=raw,
             score_column=column,
             allowed_score=allowed,
-            spelling=mapping.spellings(rows, file, first),
+            spelling=mapping.spellings(rows.batch, file, first),
+            lines=rows.lines,
         )
 
     def _positions(self, mapping: TableMapping) -> Positions:
         place = f"{self.qrels.name}, column '{mapping.position}'"
         return Positions(place, mapping.first_position, mapping.list_length)
+
+    def _layouts(self) -> tuple[str, ...]:
+        """A sentence about each text file and how it is read."""
+        return tuple(f"{table.name}: {table.told}" for table in self._tables() if table.told)
+
+    def _read_as(self) -> dict[str, Any]:
+        """The same for the provenance."""
+        found = {table.name: table.told for table in self._tables() if table.told}
+        return {"read_as": found} if found else {}
+
+    def _tables(self) -> list[Table]:
+        given = (self.qrels, self.queries, self.documents)
+        return list({id(table): table for table in given if table is not None}.values())
 
     def _guessed(self, mapping: TableMapping) -> tuple[str, ...]:
         """A sentence about the columns that were not named."""
@@ -141,7 +159,7 @@ class _ScoreKinds:
     truth: str | None = None
     number: str | None = None
 
-    def add(self, raw: pa.Array, score: pa.Array, place: str, first: int) -> None:
+    def add(self, raw: pa.Array, score: pa.Array, place: str, rows: Rows) -> None:
         """Looks at some rows.
 
         Raises:
@@ -149,8 +167,8 @@ class _ScoreKinds:
         """
         true_false = truths(raw)
         others = np.asarray(pc.is_valid(score)) & ~true_false
-        self.truth = self.truth or _first_of(true_false, raw, first)
-        self.number = self.number or _first_of(others, raw, first)
+        self.truth = self.truth or _first_of(true_false, raw, rows)
+        self.number = self.number or _first_of(others, raw, rows)
         if self.truth and self.number:
             raise DataSetError(
                 f"{place}: found true and false beside numbers: {self.truth}, {self.number}; allowed: one of them, or "
@@ -158,6 +176,6 @@ class _ScoreKinds:
             )
 
 
-def _first_of(rows: np.ndarray, raw: pa.Array, first: int) -> str | None:
-    found = np.flatnonzero(rows)
-    return f"row {first + int(found[0])} holds {shown(raw[int(found[0])].as_py())}" if len(found) else None
+def _first_of(found: np.ndarray, raw: pa.Array, rows: Rows) -> str | None:
+    places = np.flatnonzero(found)
+    return f"{rows.place(int(places[0]))} holds {shown(raw[int(places[0])].as_py())}" if len(places) else None
