@@ -36,7 +36,7 @@ def from_logs(
     session: Annotated[
         str,
         typer.Option(
-            help="Log column of the result list's id, or else the visit's: what a click belongs to. Several: user+visit."
+            help="Log column of the result list's id, or else the visit's: what a click belongs to; or user+visit."
         ),
     ] = "session",
     no_session: Annotated[
@@ -45,8 +45,8 @@ def from_logs(
     flag: Annotated[
         list[str] | None,
         typer.Option(
-            help="KIND=COLUMN, as click=clicked: a row is a result that was shown, and the column says (0 or 1) whether "
-            "it was clicked. May be repeated."
+            help="KIND=COLUMN, as click=clicked: a row is a result that was shown, and the column says (0 or 1) "
+            "whether it was clicked. May be repeated."
         ),
     ] = None,
     results: Annotated[
