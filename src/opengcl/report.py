@@ -38,6 +38,7 @@ METRIC_NAMES = {
     "rbp": "RBP",
     "recall": "Recall",
     "precision": "Precision",
+    "success": "Success",
     "mrr": "MRR",
     "map": "MAP",
 }
