@@ -32,7 +32,7 @@ from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
-from opengcl.encode import inputs_for
+from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, Limit, evaluate
 from opengcl.inputs import Inputs, temporary_cache
@@ -129,6 +129,9 @@ def _train(
         trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
+        if config.missing_fields == "fill_in" and len(model.mix.document) > 1:
+            seen = np.flatnonzero(dataset.splits.document_seen)
+            model.fill_in = fit_fill_in(model, dataset.documents, seen, inputs=inputs[1])
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
@@ -148,7 +151,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix),
+        BiEncoder(encoder, mix, missing=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
