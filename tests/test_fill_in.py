@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 from torch import Tensor
 
+from opengcl.fields import fuse
 from opengcl.fill_in import MIN_ROWS, FieldMap, FillIn, FillInError, Moments
 
 WEIGHTS = {"image": 0.9, "title": 0.1}
@@ -93,6 +94,31 @@ def test_nothing_missing_is_nothing_changed() -> None:
     filled, there = fill_in(vectors, present, {"f0": 0.5, "f1": 0.5})
     assert filled is vectors
     assert there is present
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3])
+def test_documents_without_a_picture_take_the_first_places_that_are_theirs(share: float) -> None:
+    """Topics in 64 dimensions: titles lie near their topic, as queries do, and pictures lie apart from both."""
+    generator = torch.Generator().manual_seed(0)
+    topic, apart = unit(generator, 2000, 64), unit(generator, 1, 64)
+    near = torch.nn.functional.normalize
+    title = near(topic + 0.05 * torch.randn(2000, 64, generator=generator), dim=-1)
+    image = near(0.5 * topic + apart + 0.05 * torch.randn(2000, 64, generator=generator), dim=-1)
+    queries = near(topic + topic.roll(1, 0) + 0.05 * torch.randn(2000, 64, generator=generator), dim=-1)
+    assert (queries * title).sum(1).mean() > 0.6 > 0.4 > (queries * image).sum(1).mean()
+    vectors = torch.stack([image, title])
+    present = torch.ones(2, 2000, dtype=torch.bool)
+    present[0] = torch.rand(2000, generator=generator) >= share
+    moments = Moments(["image", "title"])
+    moments.add(vectors, present)
+
+    def first_places(rows: Tensor, there: Tensor) -> float:
+        first = (queries @ fuse(rows, there, torch.tensor([0.5, 0.5])).T).argmax(1)
+        return float((~present[0][first]).float().mean())
+
+    weights = {"image": 0.5, "title": 0.5}
+    assert first_places(vectors, present) > 1.3 * share
+    assert first_places(*moments.fit()(vectors, present, weights)) == pytest.approx(share, abs=0.02)
 
 
 def test_too_few_rows_make_no_map() -> None:

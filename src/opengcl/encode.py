@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -13,7 +14,7 @@ from tqdm.auto import tqdm
 
 from opengcl.data import Records
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
-from opengcl.fill_in import FillIn, Moments
+from opengcl.fill_in import MIN_ROWS, FillIn, Moments
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder, Side
 
@@ -92,6 +93,7 @@ def encode(
             the message names it.
     """
     inputs = inputs or inputs_for(model, records, side)
+    _note_unfilled(model, inputs, side, rows)
     width = model.encoder.get_embedding_dimension() or 0
     if into is None:
         into = np.empty((len(rows), width), dtype=np.float32)
@@ -141,13 +143,33 @@ def fit_fill_in(
         whole = gather_rows(part.embeddings.transpose(0, 1).contiguous(), len(block)).transpose(0, 1)
         present = gather_rows(part.present.T.to(torch.uint8).contiguous(), len(block)).T.bool()
         moments.add(whole.cpu(), present.cpu())
-    return moments.fit()
+    found = moments.fit()
+    for pair in itertools.permutations(fields, 2):
+        if pair not in found.maps:
+            told = (
+                "document field %r cannot be filled in from %r: fewer than %d of the documents to learn from have both"
+            )
+            logger.warning(told, pair[1], pair[0], MIN_ROWS)
+    return found
 
 
 def lacks_fields(model: BiEncoder, inputs: Inputs, rows: Rows) -> Bool[np.ndarray, " rows"]:
     """Which documents lack some of the model's fields, and not all of them."""
     there = np.stack([inputs.present(field, rows) for field in model.mix.document])
     return np.asarray(there.any(0) & ~there.all(0))
+
+
+def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> None:
+    if side == "query" or model.missing == "leave_out" or model.fill_in is not None:
+        return
+    lacking = int(lacks_fields(model, inputs, rows).sum())
+    if lacking:
+        logger.warning(
+            "%d of %d documents lack a field and are encoded by the others alone, as the model has not learned to fill "
+            "it in: model.fill_in = opengcl.encode.fit_fill_in(model, documents, rows)",
+            lacking,
+            len(rows),
+        )
 
 
 def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:

@@ -128,7 +128,7 @@ class BiEncoder(nn.Module):
     ) -> None:
         super().__init__()
         if missing not in MISSING:
-            raise ValueError(f"missing is {missing!r}; use one of {', '.join(MISSING)}")
+            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
         self.encoder = encoder
         self.mix = mix
         self.logit_scale = logit_scale
@@ -235,6 +235,8 @@ class BiEncoder(nn.Module):
             ModelError: It cannot be opened, or fields were given for a model that brings its own.
             ValueError: A field that the data set does not have.
         """
+        if missing not in (None, *MISSING):
+            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
             return cls(encoder, FieldMix.choose(encoder, schema, query, document), missing=missing or "fill_in")

@@ -39,6 +39,7 @@ from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
+from opengcl.per_query import by_fields_path
 from opengcl.report import write_report
 from opengcl.run_identity import TrainError
 from opengcl.weights import weight_function
@@ -592,6 +593,8 @@ def _write_results(
     evaluation.write(metrics, per_query=per_query, provenance=model.provenance)
     put(listed, out / "results.parquet")
     put(per_query, out / "per_query.parquet")
+    if evaluation.by_fields is not None:
+        put(by_fields_path(per_query), by_fields_path(out / "per_query.parquet"))
     with contextlib.suppress(OSError):
         (out / "cache").rmdir()
     put(metrics, out / ENDED)
