@@ -1,6 +1,8 @@
-"""Work in a process of its own that is forked, so that it need not load PyTorch again, and ended when time is up.
+"""Work in a process of its own, ended when time is up.
 
-A GPU cannot be used on both sides of a fork: whoever calls this has not used it, and only the forked process does.
+The process is forked, so that it need not load PyTorch again. A GPU cannot be used on both sides of a fork: whoever
+calls this has not used it, and only the forked process does. Where even asking for it beforehand was too much,
+`use_fresh` makes every process a fresh one.
 """
 
 from __future__ import annotations
@@ -22,7 +24,7 @@ from typing import Any
 _GRACE = 5.0
 """Seconds between asking a process to end and ending it."""
 _DIES_WITH_PARENT = 1
-_fork = multiprocessing.get_context("fork")
+_FRESH = "OPENGCL_BENCHMARK_FRESH_PROCESSES"
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,23 @@ class Ended:
     log: str
 
 
+def use_fresh() -> None:
+    """Start fresh processes from now on, here and in those that are started."""
+    os.environ[_FRESH] = "1"
+
+
 def apart(work: Callable[..., Any], *words: Any, deadline: float, log: Path) -> Ended:
-    """Run ``work(*words)`` in a forked process.
+    """Run ``work(*words)`` in a process of its own.
 
     Args:
-        work: What to run; it returns something small that pickles.
+        work: What to run; it, its arguments and what it returns can be pickled.
         words: Its arguments.
         deadline: When it is ended, on `time.monotonic`'s clock.
         log: Where what it prints goes.
     """
-    ours, theirs = _fork.Pipe(duplex=False)
-    process = _fork.Process(target=_work, args=(theirs, log, work, words))
+    context: Any = multiprocessing.get_context("spawn" if os.environ.get(_FRESH) else "fork")
+    ours, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(theirs, log, work, words))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; none of ours holds a lock
         process.start()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,13 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
 from opengcl.batches import Relation
 from opengcl.encoders import tiny_clip
 from opengcl.inputs import CHUNK_ROWS, Features, FieldInput, text_features
 from opengcl.lora import backbones
-from opengcl.model import BiEncoder, FieldMix, open_encoder
+from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import RankingObjective, relation_tensors
 
 WORDS = [f"{kind}{number}" for kind in ("red", "wool", "large", "shoe", "summer") for number in range(200)]
@@ -44,7 +45,10 @@ def clip_folder(setting: Setting, folder: Path) -> tuple[Path, Clip, int]:
 
 def text_encoder(setting: Setting, folder: Path, texts: list[str]) -> SentenceTransformer:
     """A BERT of MiniLM's size, six layers of 384, without dropout; two small layers in a check."""
-    tokenizer = tiny_clip(texts, image_size=32, vocabulary=30_522).tokenizer
+    clips = tiny_clip(texts, image_size=32, vocabulary=30_522).tokenizer
+    # Without the name of CLIP's processor, which would look for pictures' settings.
+    special = clips.special_tokens_map
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=clips.backend_tokenizer, model_max_length=32, **special)
     size = {"num_hidden_layers": 6, "hidden_size": 384, "num_attention_heads": 12, "intermediate_size": 1_536}
     if not setting.full:
         size = {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}
@@ -111,12 +115,14 @@ def _field(chunks: list[Features], rows: int, device: str) -> FieldInput:
     return {"chunks": moved, "order": torch.arange(rows, device=device), "present": present}
 
 
-def objective(folder: Path, device: str, *, recompute: bool = False, checkpointing: bool = False) -> RankingObjective:
-    """CLIP's own loss around the encoder of a folder: queries of text, documents of a picture."""
-    encoder = open_encoder(str(folder), device="cpu")
+def objective(
+    encoder: SentenceTransformer, device: str, *, recompute: bool = False, checkpointing: bool = False
+) -> RankingObjective:
+    """CLIP's own loss around a copy of an encoder: queries of text, documents of a picture."""
+    encoder = copy.deepcopy(encoder)
     if checkpointing:
         for backbone in backbones(encoder):
-            # The name of transformers 5.17 and before, which the newer ones warn of.
+            # The second is the name of transformers 5.17 and before, which the newer ones warn of.
             enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
             enable({"use_reentrant": False})
     mix = FieldMix({"query": 1.0}, {"image": 1.0}, {"query": "text"}, {"image": "image"})

@@ -6,10 +6,10 @@ times over, since decoding does not remember. The last rows are bulk encoding, a
 
 from __future__ import annotations
 
+import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,8 +50,8 @@ def run(record: Record, setting: Setting) -> None:
     for workers in [0, *some[1:]]:
         reading(record, setting, catalogue, workers)
     transfers(record, setting, pixels)
-    loops(record, setting, catalogue, folder, pixels, some[-1])
-    bulk(record, setting, catalogue, folder, some[-1])
+    loops(record, setting, catalogue, pixels, some[-1])
+    bulk(record, setting, catalogue, some[-1])
 
 
 class Catalogue:
@@ -59,7 +59,7 @@ class Catalogue:
 
     def __init__(self, setting: Setting, encoder: SentenceTransformer) -> None:
         self.rows = 4_096 if setting.full else 12
-        self.batch = 256 if setting.full else 4
+        self.batch = 128 if setting.full else 4
         self.encoder, self._scratch = encoder, setting.scratch
         size = 800 if setting.full else 64
         jpegs = [product_jpeg(seed, size) for seed in range(DISTINCT if setting.full else 2)]
@@ -121,11 +121,12 @@ def loader(inputs: Inputs, batches: list[np.ndarray], workers: int, **options: A
 
 def decoding(record: Record, setting: Setting, catalogue: Catalogue, workers: int) -> None:
     """Pictures decoded for every batch; workers' start is not counted."""
-    batches = catalogue.in_batches(catalogue.batch * ((2 if workers < 4 else 3 * workers) + 1))
+    # As many as there are workers begin together; those are not counted, and three more rounds are.
+    batches = catalogue.in_batches(catalogue.batch * 4 * workers)
 
     def work(row: Row) -> None:
         found = loader(catalogue.inputs(), batches, workers)
-        for _ in range(1 if workers < 4 else workers):  # as many as begin together are not counted
+        for _ in range(workers):
             next(found)
         started, counted = time.perf_counter(), 0
         for _ in found:
@@ -188,13 +189,11 @@ def transfers(record: Record, setting: Setting, pixels: int) -> None:
     record.piece("pixels to the card, bytes, pinned", copied(raw), bytes=raw.nbytes, **about)
 
 
-def loops(
-    record: Record, setting: Setting, catalogue: Catalogue, folder: Path, pixels: int, workers: int
-) -> None:
+def loops(record: Record, setting: Setting, catalogue: Catalogue, pixels: int, workers: int) -> None:
     """Training steps fed by workers, by pinning and prefetching, beside steps whose batch is on the card."""
     documents = 1_024 if setting.full else 4
     steps = 14 if setting.full else 3
-    made = objective(folder, setting.device)
+    made = objective(catalogue.encoder, setting.device)
     batch = prepared(made.model.encoder, documents, pixels, setting.device)
     step = stepper(made, batch.batch, "bf16", setting)
     record.piece(
@@ -241,10 +240,10 @@ def fed_steps(
     return [(time.perf_counter() - started) / max(1, counted)]
 
 
-def bulk(record: Record, setting: Setting, catalogue: Catalogue, folder: Path, workers: int) -> None:
+def bulk(record: Record, setting: Setting, catalogue: Catalogue, workers: int) -> None:
     """Documents with a picture and a title into vectors: the GPU alone, `opengcl.encode.encode`, and with workers."""
     mix = FieldMix({"query": 1.0}, {"image": 0.5, "title": 0.5}, {"query": "text"}, {"image": "image", "title": "text"})
-    model = BiEncoder(open_encoder(str(folder), device="cpu"), mix).to(setting.device).eval()
+    model = BiEncoder(copy.deepcopy(catalogue.encoder), mix).to(setting.device).eval()
     kept = catalogue.kept
     if kept is None:
         return

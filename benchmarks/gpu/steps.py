@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from benchmarks.gpu.models import Prepared, clip_folder, objective, parameters, 
 from benchmarks.gpu.record import Record, Row
 from benchmarks.speed.cost_model import Clip
 from benchmarks.speed.steps import adamw
+from sentence_transformers import SentenceTransformer
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
@@ -27,6 +27,7 @@ from opengcl.data import RankedDataset
 from opengcl.data.synthetic import make_shop
 from opengcl.evaluation import Limit
 from opengcl.inputs import CHUNK_ROWS
+from opengcl.model import open_encoder
 from opengcl.objective import RankingObjective
 from opengcl.training import RankingTrainer
 
@@ -40,7 +41,7 @@ def run(record: Record, setting: Setting) -> None:
     """The questions in order of worth; every cell builds its own model, so that none pays for another's memory."""
     folder, clip, pixels = clip_folder(setting, setting.scratch / "model")
     sizes = (1_024, 4_096, 8_192, 2_048) if setting.full else (4, 6, 8)
-    cells = Cells(record, setting, folder, clip, pixels)
+    cells = Cells(record, setting, open_encoder(str(folder), device="cpu"), clip, pixels)
     first, second = sizes[:2]
     cells.bare(first)
     cells.open_clip(first)
@@ -64,8 +65,8 @@ def run(record: Record, setting: Setting) -> None:
 class Cells:
     """One row each, of one model."""
 
-    def __init__(self, record: Record, setting: Setting, folder: Path, clip: Clip, pixels: int) -> None:
-        self._record, self._setting, self._folder, self._clip, self._pixels = record, setting, folder, clip, pixels
+    def __init__(self, record: Record, setting: Setting, encoder: SentenceTransformer, clip: Clip, pixels: int) -> None:
+        self._record, self._setting, self._encoder, self._clip, self._pixels = record, setting, encoder, clip, pixels
         self._needs = 6.0 if setting.full else 1.0
         self._chunk_rows = CHUNK_ROWS if setting.full else 2
 
@@ -133,7 +134,7 @@ class Cells:
         self._record.piece(name, work, needs=2 * self._needs, documents=documents, precision="bf16")
 
     def profile(self, documents: int) -> None:
-        """Time by operation over two steps of the bare loop."""
+        """Time by operation over a step of the bare loop."""
 
         def work(row: Row) -> None:
             made = self._objective()
@@ -145,8 +146,7 @@ class Cells:
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
             started = time.perf_counter()
             with torch.profiler.profile(activities=kinds) as profiler:
-                for _ in range(2):
-                    step()
+                step()
                 synchronise(self._setting.device)
             row["profiled_seconds"] = time.perf_counter() - started
             row["calls"] = calls(profiler, "device" if self._setting.on_gpu else "cpu")
@@ -168,7 +168,7 @@ class Cells:
         self._record.piece("AdamW, fused, its step alone", work, needs=self._needs / 2)
 
     def _objective(self, **options: bool) -> RankingObjective:
-        return objective(self._folder, self._setting.device, **options)
+        return objective(self._encoder, self._setting.device, **options)
 
     def _batch(self, made: RankingObjective, documents: int, chunk_rows: int, device: str | None = None) -> Prepared:
         place = device or self._setting.device
@@ -202,7 +202,7 @@ def stepper(
 
 
 def calls(profiler: Any, side: str) -> list[dict[str, Any]]:
-    """The operations that take the most time themselves: seconds of both steps, and how often."""
+    """The operations that take the most time themselves: their seconds, and how often they are called."""
     found = [
         (getattr(event, f"self_{side}_time_total", 0.0) / 1e6, event.key, event.count)
         for event in profiler.key_averages()
