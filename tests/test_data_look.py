@@ -113,7 +113,8 @@ def test_a_good_data_set_has_no_problems(shop: Path, opengcl) -> None:
     assert f"{counts['splits']['zero_shot']['pairs']:>12,} pairs" in out
     code, out, _ = opengcl("data", "check", shop, "--json")
     assert code == 0
-    assert json.loads(out) == counts
+    told = json.loads(out)
+    assert {name: value for name, value in told.items() if name != "remarks"} == counts
     assert check_dataset(shop).problems == []
 
 

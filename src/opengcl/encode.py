@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from opengcl.data import Records
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
+from opengcl.fill_in import MIN_ROWS, FillIn, Moments
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder
 from opengcl.progress import tracked
 from opengcl.prompts import Side
 
 Rows = Int[np.ndarray, " rows"]
+FIT_ROWS = 10_000
+"""Documents that `fit_fill_in` encodes at most."""
+logger = logging.getLogger(__name__)
 
 
 def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable: float = MAX_UNREADABLE) -> Inputs:
@@ -88,6 +94,7 @@ def encode(
             the message names it.
     """
     inputs = inputs or inputs_for(model, records, side)
+    _note_unfilled(model, inputs, side, rows)
     width = model.encoder.get_embedding_dimension() or 0
     if into is None:
         into = np.empty((len(rows), width), dtype=np.float32)
@@ -104,6 +111,67 @@ def encode(
             _require_usable(inputs, records, side, own)
         into[start : start + len(block)] = gather_rows(part, len(block)).cpu().numpy()
     return into
+
+
+def fit_fill_in(
+    model: BiEncoder, documents: Records, rows: Rows, *, inputs: Inputs | None = None, batch_size: int = 1024
+) -> FillIn:
+    """What stands for fields that a document lacks, learned from those that have two or more.
+
+    Assigned to ``model.fill_in``, it is used wherever the model encodes documents, and ``model.save`` keeps it.
+
+    Args:
+        model: The encoder and its document fields.
+        documents: The table.
+        rows: Which documents may be used, such as those of ``dataset.splits.document_seen``; of more than `FIT_ROWS`
+            that have two fields, as many are drawn.
+        inputs: As in `encode`.
+        batch_size: Rows read and encoded at a time.
+
+    Returns:
+        Maps between every two fields that enough documents have together; another one is noted in the log.
+    """
+    inputs = inputs or inputs_for(model, documents, "document")
+    fields = list(model.mix.document)
+    several = rows[np.sum([inputs.present(field, rows) for field in fields], axis=0) > 1]
+    if len(several) > FIT_ROWS:
+        several = np.sort(np.random.default_rng(0).choice(several, FIT_ROWS, replace=False))
+    moments = Moments(fields)
+    for start in range(0, len(several), batch_size):
+        block = several[start : start + batch_size]
+        own = block[slice_of_rank(len(block), rank(), world_size())]
+        with _evaluating(model):
+            part = model.encode_fields(to_device(inputs.of(own), model.device), "document")
+        whole = gather_rows(part.embeddings.transpose(0, 1).contiguous(), len(block)).transpose(0, 1)
+        present = gather_rows(part.present.T.to(torch.uint8).contiguous(), len(block)).T.bool()
+        moments.add(whole.cpu(), present.cpu())
+    found = moments.fit()
+    for pair in itertools.permutations(fields, 2):
+        if pair not in found.maps:
+            told = (
+                "document field %r cannot be filled in from %r: fewer than %d of the documents to learn from have both"
+            )
+            logger.warning(told, pair[1], pair[0], MIN_ROWS)
+    return found
+
+
+def lacks_fields(model: BiEncoder, inputs: Inputs, rows: Rows) -> Bool[np.ndarray, " rows"]:
+    """Which documents lack some of the model's fields, and not all of them."""
+    there = np.stack([inputs.present(field, rows) for field in model.mix.document])
+    return np.asarray(there.any(0) & ~there.all(0))
+
+
+def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> None:
+    if side == "query" or model.missing == "leave_out" or model.fill_in is not None:
+        return
+    lacking = int(lacks_fields(model, inputs, rows).sum())
+    if lacking:
+        logger.warning(
+            "%d of %d documents lack a field and are encoded by the others alone, as the model has not learned to fill "
+            "it in: model.fill_in = opengcl.encode.fit_fill_in(model, documents, rows)",
+            lacking,
+            len(rows),
+        )
 
 
 def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:

@@ -103,6 +103,11 @@ class NearDuplicates:
             self._remember(text, keys)
         return nearest
 
+    def find(self, text: str) -> str | None:
+        """The most similar remembered text if it is a near duplicate, of equals the oldest; else None."""
+        own = shingles(text, self.unit, self.size)
+        return self._nearest(own, self._keys(own))
+
     def _nearest(self, own: frozenset[str], keys: list[bytes]) -> str | None:
         candidates = sorted({number for key in keys for number in self._buckets.get(key, ())})
         best, found = self.threshold, None

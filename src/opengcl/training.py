@@ -32,13 +32,14 @@ from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
 from opengcl.data.problems import not_relevant_note
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
-from opengcl.encode import inputs_for
+from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, Limit, evaluate
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
+from opengcl.per_query import by_fields_path
 from opengcl.progress import progress_bar
 from opengcl.prompts import Side, described, settle_prompts
 from opengcl.report import write_report
@@ -134,6 +135,9 @@ def _train(
         trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
+        if config.missing_fields == "fill_in" and len(model.mix.document) > 1:
+            seen = np.flatnonzero(dataset.splits.document_seen)
+            model.fill_in = fit_fill_in(model, dataset.documents, seen, inputs=inputs[1])
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
@@ -154,7 +158,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix),
+        BiEncoder(encoder, mix, missing=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
@@ -605,6 +609,8 @@ def _write_results(
     evaluation.write(metrics, per_query=per_query, provenance=model.provenance)
     put(listed, out / "results.parquet")
     put(per_query, out / "per_query.parquet")
+    if evaluation.by_fields is not None:
+        put(by_fields_path(per_query), by_fields_path(out / "per_query.parquet"))
     with contextlib.suppress(OSError):
         (out / "cache").rmdir()
     put(metrics, out / ENDED)

@@ -208,6 +208,8 @@ def import_data(
     opengcl data import esci/ --format esci --locales us --out esci-us
     """
     from opengcl.data import RankedDataset, SplitOptions
+    from opengcl.data.problems import number_of
+    from opengcl.data.twins import same_queries
     from opengcl.fetch import FetchOptions
     from opengcl.sources.formats import SourceOptions, open_source
     from opengcl.sources.importing import ImportOptions, import_dataset
@@ -270,8 +272,11 @@ def import_data(
             typer.echo(f"{what.replace('_', ' '):<28}{count:>12,}")
     if imported.counts.get("picture_failures"):
         typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
-    if check:
-        RankedDataset.open(out)
+    if check and (same := same_queries(RankedDataset.open(out).queries)):
+        arguments.say(
+            f"note: {number_of(same, 'query', 'queries')} with an id of their own and the text of an earlier one, but "
+            "for its spelling (opengcl data check names those on both sides of a split)"
+        )
     typer.echo(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html", err=True)
 
 

@@ -143,7 +143,9 @@ def train(
     if not first:
         return
     arguments.say(f"{out}: trained. Open {out / 'report.html'}")
-    _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    _print_splits(figures["splits"])
+    _print_field_sets(figures.get("fields", {}))
 
 
 @app.command()
@@ -167,6 +169,10 @@ def evaluate(
     query_fields: QueryFields = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    missing_fields: Annotated[
+        str | None,
+        typer.Option(help="fill_in or leave_out what documents lack; default as the model was saved, else fill_in."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Whether bad rows of the data set are an error, or skipped.")] = True,
     device: Device = None,
 ) -> None:
@@ -176,6 +182,7 @@ def evaluate(
     """
     from opengcl.data import RankedDataset
     from opengcl.evaluation import evaluate as run
+    from opengcl.field_sets import field_set_means
     from opengcl.fields import parse_fields
     from opengcl.metrics import DEFAULT_METRICS
     from opengcl.model import BiEncoder
@@ -190,6 +197,7 @@ def evaluate(
         document=parse_fields(fields) if fields else None,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
+        missing=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
     if told := described(opened.prompts):
@@ -209,6 +217,8 @@ def evaluate(
         )
         arguments.say(f"{out}: written")
     _print_splits(evaluation.splits())
+    if evaluation.by_fields is not None:
+        _print_field_sets(field_set_means(evaluation.by_fields))
 
 
 @app.command()
@@ -358,3 +368,16 @@ def _print_splits(splits: dict[str, dict[str, float]]) -> None:
     for split, row in splits.items():
         cells = (f"{row[name]:>14.0f}" if name == "queries" else f"{row[name]:>14.4f}" for name in names)
         typer.echo("".join([f"{split:<16}", *cells]))
+
+
+def _print_field_sets(means: dict[str, dict[str, dict[str, float | None]]]) -> None:
+    if not means:
+        return
+    names = list(next(iter(next(iter(means.values())).values())))
+    width = max(len("fields"), *(len(kind) for kinds in means.values() for kind in kinds)) + 2
+    typer.echo("\nBy the fields that documents have (first, top10: share of these places; ideal_: in an ideal list):")
+    typer.echo("".join([f"{'split':<16}", f"{'fields':<{width}}", *(f"{name:>13}" for name in names)]))
+    for split, kinds in means.items():
+        for kind, row in kinds.items():
+            values = ("-" if value is None else f"{value:.4f}" for value in row.values())
+            typer.echo("".join([f"{split:<16}", f"{kind:<{width}}", *(f"{value:>13}" for value in values)]))

@@ -1,4 +1,4 @@
-"""Everything that is wrong with a data set, told at once."""
+"""Everything that is wrong with a data set, told at once, and what its owner should know."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from opengcl.data.build import Builder
 from opengcl.data.dataset import RankedDataset, build_entry, load_entry
 from opengcl.data.problems import EXAMPLES, Problem, ProblemLog, shown
 from opengcl.data.schema import Schema
+from opengcl.data.score_use import unused_range
+from opengcl.data.twins import near_twins, query_twins
 
 
 @dataclass(frozen=True)
@@ -21,11 +23,15 @@ class Check:
 
     Attributes:
         counts: `RankedDataset.describe` of what is left without the problems.
-        problems: All of them, with the rows.
+        problems: All of them, with the rows: what stops the data set from opening, and queries that are on both sides
+            of a division.
+        remarks: Sentences about what is allowed and may be meant, but is often a mistake: near duplicates across a
+            division, and scores that use little of their range.
     """
 
     counts: dict[str, Any]
     problems: list[Problem]
+    remarks: list[str]
 
 
 def check_dataset(folder: Path, *, examples: int = EXAMPLES, progress: bool = True) -> Check:
@@ -48,11 +54,12 @@ def check_dataset(folder: Path, *, examples: int = EXAMPLES, progress: bool = Tr
     def build(into: Path) -> str:
         return build_entry(Builder(folder, schema, into, strict=False, check_images=True, progress=progress, log=log))
 
-    dataset = load_entry(folder, schema, cache.store(cache.root(None), build))
-    _add_lost_scores(dataset, log)
-    counts = dataset.describe()
+    data = load_entry(folder, schema, cache.store(cache.root(None), build))
+    _add_lost_scores(data, log)
+    counts = data.describe()
     del counts["problems"]
-    return Check(counts, log.problems())
+    problems = [*log.problems(), *query_twins(data, examples=examples)]
+    return Check(counts, problems, [*unused_range(data), *near_twins(data)])
 
 
 def _add_lost_scores(dataset: RankedDataset, log: ProblemLog) -> None:

@@ -107,9 +107,9 @@ def shown(value: object) -> str:
     return reprlib.repr(value)
 
 
-def number_of(count: int, noun: str) -> str:
-    """``1 row``, ``2,000 rows``."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+def number_of(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 row``, ``2,000 rows``, ``3 queries``."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def place(row: int, identifier: object) -> str:
