@@ -350,7 +350,7 @@ def _plain(file: JsonFile, line: int, value: Any) -> str | None:
     return repr(value)
 
 
-def _typed(path: Path, names: Sequence[str], columns: Sequence[pa.Array], lines: Sequence[int]) -> _Batch:
+def _typed(path: Path, names: Sequence[str], columns: Sequence[pa.Array], lines: Any) -> _Batch:
     """Texts as ids and numbers; `lines` has the line of each row."""
     query, document, value = (column.cast(pa.string()) for column in columns)
     trimmed = pc.utf8_trim_whitespace(value)
