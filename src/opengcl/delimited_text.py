@@ -28,7 +28,7 @@ COMMA, TAB, SEMICOLON, PIPE = DELIMITERS = (",", "\t", ";", "|")
 
 _NAMES = {COMMA: "comma", TAB: "tab", SEMICOLON: "semicolon", PIPE: "pipe"}
 _QUOTE, _NEWLINE, _RETURN = (ord(one) for one in '"\n\r')
-_SAMPLE_BYTES = 1 << 20
+_SAMPLE_BYTES = 1 << 18
 _SAMPLE_LINES = 2000
 _SEPARATOR_LINE = re.compile(rb'"?sep=(.|\\t)"?\s*', re.IGNORECASE)
 
@@ -157,7 +157,7 @@ class DelimitedFile:
 
     @cached_property
     def dialect(self) -> Dialect:
-        """What its first megabyte says.
+        """What its beginning says.
 
         Raises:
             DataSetError: The file is empty, or its header cannot be read.
@@ -307,8 +307,6 @@ class Records:
     def __init__(self, name: str, dialect: Dialect, *, sure: bool) -> None:
         self._name, self._dialect, self._sure = name, dialect, sure
         self._delimiter = ord(dialect.delimiter)
-        fence = re.escape(dialect.delimiter.encode())
-        self._opening = re.compile(rb"(?<![^\n" + fence + rb'])"')
         self._closed = re.compile(rb'"[^"]*+(?:""[^"]*+)*+"')
         self._line = 1
         self._skip = dialect.skip_lines
@@ -398,13 +396,15 @@ class Records:
         )
         if fine and (len(found) % 2 == 0 or not last):
             return found
-        return self._quotes_one_by_one(data, last=last)
+        return self._quotes_one_by_one(data, view, found, last=last)
 
-    def _quotes_one_by_one(self, data: bytes, *, last: bool) -> np.ndarray:
+    def _quotes_one_by_one(self, data: bytes, view: np.ndarray, found: np.ndarray, *, last: bool) -> np.ndarray:
+        before = np.where(found > 0, view[found - 1], _NEWLINE)
         positions: list[int] = []
         place = 0
-        while opened := self._opening.search(data, place):
-            start = opened.start()
+        for start in found[(before == self._delimiter) | (before == _NEWLINE)].tolist():
+            if start < place:
+                continue
             closed = self._closed.match(data, start)
             end = closed.end() if closed else len(data)
             if end == len(data) and not last:
@@ -414,8 +414,8 @@ class Records:
                 raise self._open_quote(data, start, "does not close")
             if end < len(data) and data[end] not in (self._delimiter, _NEWLINE, _RETURN):
                 raise self._open_quote(data, start, "closes before the field ends")
-            field = np.frombuffer(data, np.uint8, end - start, start)
-            positions += (np.flatnonzero(field == _QUOTE) + start).tolist()
+            low, high = np.searchsorted(found, (start, end))
+            positions += found[low:high].tolist()
             place = end
         return np.array(positions, np.int64)
 

@@ -73,6 +73,21 @@ class JsonFile:
                 return JsonLayout()
             return self._of_one_object(reader, whole)
 
+    @cached_property
+    def is_nested(self) -> bool:
+        """Whether it begins as one object of objects of numbers: ``{"query": {"document": 1}}``."""
+        with self.text.opened() as stream:
+            reader = _Reader(self.text, stream)
+            line, _, rest = reader.text(_SAMPLE_CHARACTERS).strip().partition("\n")
+            if not line.startswith("{") or (rest.lstrip().startswith("{") and _is_whole(line)):
+                return False
+            for _ in reader.members():
+                if reader.peek() != "{":
+                    return False
+                for _ in reader.members():
+                    return isinstance(reader.value(), int | float)
+            return False
+
     def _of_one_object(self, reader: _Reader, line: bool) -> JsonLayout:
         """The layout of a file whose first object goes over several lines, or is all that there is."""
         paths: list[tuple[str, ...]] = []

@@ -161,25 +161,33 @@ class TextFile:
         """
         number, rest = 1, b""
         for block in self.blocks(stream):
-            *whole, rest = (rest + block).split(b"\n")
-            for line in whole:
-                if text := self._line(line, number):
-                    yield number, text
+            data = rest + block
+            end = data.rfind(b"\n")
+            for line in self._texts(data[: max(0, end)], number) if end >= 0 else ():
+                if line.strip():
+                    yield number, line
                 number += 1
+            rest = data[end + 1 :]
             if len(rest) > LONGEST_LINE:
-                self._line(rest, number)
-        if text := self._line(rest, number):
-            yield number, text
+                raise self._too_long(number)
+        for line in self._texts(rest, number):
+            if line.strip():
+                yield number, line
 
-    def _line(self, line: bytes, number: int) -> str | None:
-        if len(line) > LONGEST_LINE:
-            raise DataSetError(f"{self.name}, line {number}: over {LONGEST_LINE:,} bytes, the limit of a line")
-        if not line.strip():
-            return None
+    def _texts(self, data: bytes, number: int) -> list[str]:
+        """The lines of some bytes, the first of which is that of a number."""
         try:
-            return line.decode()
-        except UnicodeError as error:
-            raise self.not_text(number, error) from error
+            lines = data.decode().split("\n")
+        except UnicodeDecodeError as error:
+            raise self.not_text(number + data.count(b"\n", 0, error.start), error) from error
+        if len(data) > LONGEST_LINE:
+            for line, text in enumerate(lines, number):
+                if len(text) > LONGEST_LINE:
+                    raise self._too_long(line)
+        return lines
+
+    def _too_long(self, number: int) -> DataSetError:
+        return DataSetError(f"{self.name}, line {number}: over {LONGEST_LINE:,} bytes, the limit of a line")
 
 
 def refuse_foreign(name: str, head: bytes) -> None:

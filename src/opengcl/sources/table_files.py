@@ -333,8 +333,10 @@ def _in_batches(rows: Iterator[tuple[int, Sequence[Any]]], columns: list[str]) -
 
 
 def _array(values: Sequence[Any]) -> pa.Array:
-    if not any(isinstance(one, list) for one in values):
+    try:
         return pa.array(values, pa.large_string())
+    except pa.ArrowTypeError:  # some are lists
+        pass
     return pa.array([[one] if isinstance(one, str) else one for one in values], pa.list_(pa.large_string()))
 
 
