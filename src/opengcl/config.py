@@ -66,7 +66,10 @@ class TrainConfig:
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
     target: str = "ranked"
-    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
+    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``.
+
+    ``gcl_loss`` and `GCLLoss` have ``diagonal``, which needs a weight a pair alone; here every judged pair is known.
+    """
     direction: Direction | None = None
     """Softmax over documents (``query``), queries (``document``), ``both``; see `used_direction`."""
     temperature: float = 0.07

@@ -63,7 +63,8 @@ def train(
         str | None,
         typer.Option(
             help="Score to weight: constant, linear, reciprocal, reciprocal_sqrt, log, exponential[:decay=20], "
-            "piecewise:SCORE=WEIGHT,..., or package.module:function."
+            "piecewise:SCORE=WEIGHT,..., or package.module:function (installed, or in the current folder). A score of "
+            "0 or below has no weight. Default: exponential."
         ),
     ] = None,
     target: Annotated[
@@ -71,7 +72,8 @@ def train(
         typer.Option(
             "--target",
             "--targets",
-            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name.",
+            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name (installed, or in "
+            "the current folder). Default: ranked, since training knows every judged pair of a batch.",
         ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
