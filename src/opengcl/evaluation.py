@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from opengcl.data import SPLITS, RankedDataset, Records
 from opengcl.data.splits import Part
 from opengcl.distributed import rank
-from opengcl.encode import encode
+from opengcl.encode import encode, inputs_for
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.model import BiEncoder
@@ -41,6 +41,7 @@ class Evaluation:
     per_query: pa.Table  # split, query_id, pairs (the query's training pairs), one column a metric
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
+    left_out: dict[str, int] = field(default_factory=dict)  # queries and documents that the model could not read
 
     @property
     def metrics(self) -> list[str]:
@@ -61,7 +62,7 @@ class Evaluation:
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         write_per_query(per_query, [self.per_query])
-        content = {"splits": self.splits(), "queries": self.part, **extra}
+        content = {"splits": self.splits(), "queries": self.part, "left_out": self.left_out, **extra}
         file.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
@@ -104,6 +105,10 @@ class Vectors:
         blocks = (places[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
         return rows[np.concatenate([self.matrix[block].any(1) for block in blocks])] if len(rows) else rows
 
+    def unreadable(self) -> int:
+        """How many have none."""
+        return len(self.rows) - len(self.readable(self.rows))
+
     def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where in ``matrix`` the vectors of some of the rows are."""
         return np.searchsorted(self.rows, rows)
@@ -126,7 +131,8 @@ def evaluate(
 
     Relevance is the judged score itself, unjudged documents have 0; where the data set's scores may be negative, its
     lowest possible score counts as 0. Splits without a query are left out, and so is, with a warning in the log, what
-    has nothing but pictures that cannot be read.
+    has nothing but pictures that cannot be read, and in a data set that was not opened strictly what has none of the
+    model's fields. A document that is left out is still judged, and counts as not found.
 
     Args:
         model: The model.
@@ -153,14 +159,17 @@ def evaluate(
         for split in query_rows:
             query_rows[split], document_rows[split] = limit.apply(dataset, query_rows[split], document_rows[split])
     trained = _training_pairs(dataset)
-    own = inputs or (None, None)
+    own = inputs or (
+        inputs_for(model, dataset.queries, "query", strict=dataset.strict),
+        inputs_for(model, dataset.documents, "document", strict=dataset.strict),
+    )
     per_query, results = [], []
     with tempfile.TemporaryDirectory(prefix="opengcl-vectors-") as folder:
         asked = _vectors(model, dataset.queries, "query", query_rows.values(), own[0], folder, progress)
         corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
         for split, rows in query_rows.items():
             rows, candidates = asked.readable(rows), corpus.readable(document_rows[split])
-            if len(candidates) == 0:
+            if len(candidates) == 0 or len(rows) == 0:
                 continue
             seen = bool(dataset.splits.document_seen[candidates[0]])
             with _RunFiles(runs, split) as files:
@@ -171,7 +180,10 @@ def evaluate(
                     per_query.append(per_query_table(split, ranked.query_ids, trained[block], values))
                     results.append(_listed(dataset, split, ranked))
                     files.add(dataset, block, ranked, seen=seen)
-    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part)
+    if not per_query:
+        raise ValueError(f"no query to evaluate: {', '.join(query_rows)} have none that the model can read")
+    left_out = {"queries": asked.unreadable(), "documents": corpus.unreadable()}
+    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part, left_out)
 
 
 def score_lists(

@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import yaml
 from jaxtyping import Float, Int
 
+from opengcl.named_folders import no_such_folder
+
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
 KEY_COLUMNS = ("split", "query_id", "pairs")
 RESULT_COLUMNS = ("split", "query_id", "rank", "doc_id")
@@ -70,6 +72,8 @@ def read_run(path: Path) -> Run:
     Raises:
         RunFolderError: A file is missing or not in the documented form.
     """
+    if not path.is_dir():
+        raise RunFolderError(no_such_folder(path))
     for name in FILES:
         if not (path / name).is_file():
             raise RunFolderError(f"{path / name} is missing; a run folder holds {', '.join(FILES)}")
