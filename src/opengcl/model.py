@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opengcl.data.schema import FieldType, Schema
+from opengcl.devices import check_device
 from opengcl.fields import MISSING, Missing, check_fields, choose_fields, fuse
 from opengcl.fill_in import FillIn, FillInError
+from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
+from opengcl.named_folders import no_such_folder
 from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
 CARD, FILL_IN = "opengcl.json", "fill_in.safetensors"
@@ -266,9 +269,7 @@ class BiEncoder(nn.Module):
             ModelError: No such folder, no card in it, or a card that cannot be read.
             PromptError: A prompt leaves no room for texts.
         """
-        folder = model_folder(path)
-        if folder is None:
-            raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+        folder = trained_folder(path)
         card = _read_card(folder / CARD)
         maps = _checked_fill_in(folder / FILL_IN, card)
         encoder = open_encoder(str(folder), device=device)
@@ -294,19 +295,64 @@ def model_folder(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
 
 
+def trained_folder(path: str | Path) -> Path:
+    """The folder with the card, as `model_folder`.
+
+    Raises:
+        ModelError: There is none; folders with a name alike are named.
+    """
+    folder = model_folder(path)
+    if folder is not None:
+        return folder
+    if not Path(path).is_dir():
+        raise ModelError(no_such_folder(path))
+    if (Path(path) / "config.yaml").is_file():
+        raise ModelError(f"{path} holds a run that has not ended, so there is no model yet: train with --resume first")
+    raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+
+
 def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model from a folder or the hub, safetensors only, no code of its own run.
 
+    A name that looks like a path is not asked of the hub, and any other is asked once.
+
     Raises:
         ModelError: It cannot be opened; the message says why.
+        DeviceError: There is no such device.
     """
+    check_device(device)
+    try:
+        kept = False if _is_model_folder(name) else find_on_hub(name)
+    except NoSuchModelError as error:
+        raise ModelError(f"model {name[:200]!r} cannot be opened: {error}") from None
     try:
         _check_modules(Path(name) / "modules.json")
-        encoder = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(
+            name, device=device, local_files_only=kept, model_kwargs={"use_safetensors": True}
+        )
         _pad_as_trained(encoder)
         return encoder
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _is_model_folder(name: str) -> bool:
+    """Whether a name is a folder here.
+
+    Raises:
+        NoSuchModelError: It is one, but without a model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return False
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        unfinished = (folder / "config.yaml").is_file()
+        raise NoSuchModelError(
+            "the run in this folder has not ended; train with --resume first"
+            if unfinished
+            else "the folder has neither modules.json nor config.json"
+        )
+    return True
 
 
 def _check_modules(file: Path) -> None:

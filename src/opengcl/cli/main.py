@@ -359,7 +359,10 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
     from opengcl.data import RankedDataset
+    from opengcl.named_folders import no_such_folder
 
+    if not run.is_dir():
+        raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
 
