@@ -236,6 +236,66 @@ def test_trec(tmp_path: Path) -> None:
         open_source("trec", str(tmp_path / "qrels.txt"), SourceOptions())
 
 
+TOPICS: dict[str, str] = {
+    "topics.301-302": '<top>\n\n<num> Number: 301 \n<title> "Organized\n crime\n\n<desc> Description: \nIdentify it\n'
+    "\n<narr> Narrative: \nA &amp; B.\n\n</top>\n\n<top>\n<num> Number: 302\n<title> Polio &lt; 5\n</top>\n",
+    "topics.xml": '<?xml version="1.0"?>\n<topics task="x">\n<topic number="301">"Organized crime</topic>\n'
+    '<topic number="302"><query>Polio &lt; 5</query><question>Why?</question></topic></topics>\n',
+    "queries.tsv": '301\t"Organized crime\n302\tPolio < 5\n',
+    "queries.named.tsv": 'query_id\tquery\n301\t"Organized crime\n302\tPolio < 5\n',
+    "queries.csv": 'query_id,query\n301,"""Organized crime"\n302,Polio < 5\n',
+}
+COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "collection.tsv": ('D-1\tthe "first\nD-2\tthe second" one\n', ("text",)),
+    "msmarco-docs.tsv": ('D-1\thttp://x\tT\tthe "first\nD-2\thttp://y\tU\tthe second\n', ("title", "body")),
+    "docs.jsonl": ('{"doc_id": "D-1", "title": "a"}\n{"doc_id": "D-2", "title": "b"}\n', ("title",)),
+}
+
+
+@pytest.mark.parametrize("collection", COLLECTIONS)
+@pytest.mark.parametrize("topics", TOPICS)
+def test_trec_topics_and_collections(tmp_path: Path, topics: str, collection: str) -> None:
+    written(tmp_path / "qrels.txt", "301\t0\tD-1\t2\n302 0 D-2 1\n")
+    queries = written(tmp_path / topics, TOPICS[topics])
+    documents = written(tmp_path / collection, COLLECTIONS[collection][0])
+    data = brought(tmp_path, "trec", tmp_path / "qrels.txt", SourceOptions(queries=queries, documents=documents))
+    assert scores(data) == {("301", "D-1"): 2, ("302", "D-2"): 1}
+    assert data.queries.texts("query", [0, 1]) == ['"Organized crime', "Polio < 5"]
+    assert tuple(data.schema.documents) == COLLECTIONS[collection][1]
+    if collection == "collection.tsv":
+        assert data.documents.texts("text", [0, 1]) == ['the "first', 'the second" one']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("t.txt", "<top>\n<num> 1\n<title> a\n", "t.txt, line 1: found a topic without an end"),
+        ("t.txt", "\n<top>\n<title> a\n</top>\n", "t.txt, line 2: found a topic without <num>"),
+        ("t.txt", "<x>\n", "t.txt: found no topics"),
+        ("t.tsv", "1\ta\tb\n", "t.tsv, line 1: found 3 columns and no header; allowed: a header, or columns: 2"),
+        ("t.tsv", "1\ta\n2\n", "t.tsv, line 2: found 1 columns; allowed: 2"),
+    ],
+)
+def test_wrong_topics_say_where(tmp_path: Path, name: str, content: str, told: str) -> None:
+    written(tmp_path / "qrels.txt", "1 0 D-1 2\n")
+    documents = written(tmp_path / "docs.jsonl", '{"doc_id": "D-1", "title": "a"}\n')
+    options = SourceOptions(queries=written(tmp_path / name, content), documents=documents)
+    with pytest.raises(DataSetError) as caught:
+        brought(tmp_path, "trec", tmp_path / "qrels.txt", options)
+    assert told in str(caught.value)
+
+
+def test_quotes_in_beir_judgments_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    beir(folder)
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "\\"d5", "title": "", "text": "x"}\n{"_id": "d6\\"", "title": "", "text": "y"}\n')
+    qrels(folder, test='q1 "d5 1; q2 d2 1; q3 d6" 2')
+    data = brought(tmp_path, "beir", folder, bad_rows="skip")
+    assert scores(data) == {("q1", '"d5'): 1, ("q2", "d2"): 1, ("q3", 'd6"'): 2}
+
+
 # Marqo-GS-10M
 
 

@@ -716,6 +716,110 @@ def test_the_command_imports_and_opens(tmp_path: Path, monkeypatch: pytest.Monke
     assert any((tmp_path / "cache").iterdir())
 
 
+# Text tables through the command
+
+LAMPS = (
+    "query\tproduct_id\ttitle\tscore\n"
+    'lamp\tA1\t"Star lamp\t3\nlamp\tA2\tplain\t2\nlamp\tA3\t"Moon lamp\t1\nlamp\tA4\tlast\t1\n'
+)
+
+
+def by_command(folder: Path, text: str, *words: str, name: str = "t.csv") -> tuple[str, dict[str, tuple[Any, float]]]:
+    """What the command prints, and document id -> (title, score); empty where it fails, with one sentence."""
+    (folder / name).write_bytes(text.encode())
+    arguments = ["data", "import", str(folder / name), "--out", str(folder / "out"), "--no-check", *words]
+    result = CliRunner().invoke(app, arguments)
+    if result.exit_code:
+        assert isinstance(result.exception, ValueError)
+        return str(result.exception), {}
+    titles = {row["doc_id"]: row["title"] for row in pq.read_table(folder / "out/documents.parquet").to_pylist()}
+    scores = {row["doc_id"]: row["score"] for row in pq.read_table(folder / "out/qrels.parquet").to_pylist()}
+    return result.output, {one: (title, scores[one]) for one, title in titles.items()}
+
+
+def test_titles_with_inch_marks_are_not_joined(tmp_path: Path) -> None:
+    told, found = by_command(tmp_path, LAMPS, name="lamps.tsv")
+    assert not found
+    assert "lamps.tsv, line 2: a double quote opens a field" in told
+    assert "--no-quotes" in told
+    told, found = by_command(tmp_path, LAMPS, "--no-quotes", name="lamps.tsv")
+    assert found == {"A1": ('"Star lamp', 3), "A2": ("plain", 2), "A3": ('"Moon lamp', 1), "A4": ("last", 1)}
+    assert "note: lamps.tsv: tab between fields, double quotes as part of the text" in told
+    provenance = yaml.safe_load((tmp_path / "out/dataset.yaml").read_text())["provenance"]
+    assert provenance["options"]["read_as"] == {"lamps.tsv": "tab between fields, double quotes as part of the text"}
+
+
+SPREADSHEETS: dict[str, tuple[str, tuple[str, ...], dict[str, float]]] = {
+    "european": ("query;sku;title;score\na;1;x;3,5\na;2;y, z;1\n", (), {"1": 3.5, "2": 1}),
+    "sep": ('sep=;\r\nquery;sku;title;score\r\na;1;"x;y";0,25\r\na;2;z;1\r\n', (), {"1": 0.25, "2": 1}),
+    "told": ("query;sku;title;score\na;1;x;1,234\na;2;y;1\n", ("--decimal", ","), {"1": 1.234, "2": 1}),
+    "quoted": ('query,sku,title,score\na,1,x,"3,5"\na,2,y,1\n', (), {"1": 3.5, "2": 1}),
+    "preamble": ("Report of May\n\nquery|sku|title|score\na|1|x|3\na|2|y|1\n", (), {"1": 3, "2": 1}),
+    "skipped": ("x,y\nquery,sku,title,score\na,1,x,3\na,2,y,1\n", ("--skip-lines", "1"), {"1": 3, "2": 1}),
+    "position": (
+        "query;sku;title;rank;w\na;1;x;1,0;0,5\na;2;y;2,0;0,5\n",
+        ("--list-length", "100"),
+        {"1": 100, "2": 99},
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "words", "scores"), SPREADSHEETS.values(), ids=list(SPREADSHEETS))
+def test_spreadsheets(tmp_path: Path, text: str, words: tuple[str, ...], scores: dict[str, float]) -> None:
+    told, found = by_command(tmp_path, text, *words)
+    assert {one: score for one, (_, score) in found.items()} == scores, told
+
+
+REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "thousands": (
+        "query;sku;title;score\na;1;x;1,234\na;2;y;2\n",
+        (),
+        "t.csv, line 2 holds '1,234'. Allowed: a finite number",
+    ),
+    "both signs": (
+        "query;sku;title;score\na;1;x;1,5\na;2;y;1.234\n",
+        ("--decimal", ","),
+        "t.csv, column 'score', line 3: found '1.234'; allowed: numbers with a decimal comma",
+    ),
+    "lines after fields of several": (
+        'query,sku,title,score\na,1,"x\ny",1\na,2,"z\n, b",2\na,3,w,much\n',
+        (),
+        "t.csv, line 6 holds 'much'",
+    ),
+    "no id": ("query,sku,title,score\na,1,x,1\na,,y,1\n", (), "null or empty id in 2 rows: t.csv, line 3"),
+    "null id": ("query,sku,title,score\na,1,x,1\na,NULL,y,1\n", ("--null", "NULL"), "null or empty id in 2 rows"),
+    "null score": ("query,sku,title,score\na,1,x,NA\n", ("--null", "NA"), "t.csv, line 2 holds None"),
+    "no field": ("query,sku,title,score\na,1,,1\n", (), "t.csv, line 2"),
+}
+
+
+@pytest.mark.parametrize(("text", "words", "told"), REFUSED.values(), ids=list(REFUSED))
+def test_refused_tables_name_the_line(tmp_path: Path, text: str, words: tuple[str, ...], told: str) -> None:
+    message, found = by_command(tmp_path, text, *words)
+    assert not found
+    assert told in message
+
+
+def test_ids_that_look_like_missing_values_are_pointed_out(tmp_path: Path) -> None:
+    told, found = by_command(tmp_path, "query,sku,title,score\na,NULL,x,1\na,2,y,1\nb,NULL,x,2\n")
+    assert sorted(found) == ["2", "NULL"]
+    assert "rows of t.csv have the doc_id 'NULL', which is kept as an id and looks like a missing value" in told
+    assert "(--null NULL reads it as one)" in told
+
+
+@pytest.mark.parametrize("field", ["query", "sku", "title", "score"])
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "null"])
+def test_nan_in_json_is_missing(tmp_path: Path, field: str, literal: str) -> None:
+    good = {"query": '"a"', "sku": '"1"', "title": '"x"', "score": "1"}
+    bad = good | {"sku": '"2"', field: literal}
+    lines = "".join("{" + ", ".join(f'"{k}": {v}' for k, v in row.items()) + "}\n" for row in (good, bad))
+    told, found = by_command(tmp_path, lines, name="t.jsonl")
+    assert not found
+    assert "t.jsonl, line 2" in told
+    assert "NaN" not in told
+    assert "Infinity" not in told
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

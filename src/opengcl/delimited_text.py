@@ -34,7 +34,7 @@ _SEPARATOR_LINE = re.compile(rb'"?sep=(.|\\t)"?\s*', re.IGNORECASE)
 
 _NUMBER = r"^\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*$"
 _POINT = r"\.\d"
-_DECIMAL_COMMA = r"^\s*[+-]?(\d*,(\d{1,2}|\d{4,})|0*,\d+|\d{4,},\d+)([eE][+-]?\d+)?\s*$"
+DECIMAL_COMMA = r"^\s*[+-]?(\d*,(\d{1,2}|\d{4,})|0*,\d+|\d{4,},\d+)([eE][+-]?\d+)?\s*$"
 """A comma with other than three digits after it, or nothing but zeros before it: no thousands are written so."""
 _ANY_COMMA = r"^\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*$"
 
@@ -636,7 +636,7 @@ def _decimal(dialect: Dialect, sample: bytes, whole: bool) -> str:
     for column in table.columns:
         values = column.filter(pc.not_equal(pc.utf8_trim_whitespace(column), ""))
         if len(values) and pc.all(pc.match_substring_regex(values, _NUMBER)).as_py():
-            commas |= bool(pc.any(pc.match_substring_regex(values, _DECIMAL_COMMA)).as_py())
+            commas |= bool(pc.any(pc.match_substring_regex(values, DECIMAL_COMMA)).as_py())
             points |= bool(pc.any(pc.match_substring_regex(values, _POINT)).as_py())
     return COMMA if commas and not points else "."
 
