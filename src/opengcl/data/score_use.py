@@ -33,9 +33,10 @@ def unused_range(data: RankedDataset) -> list[str]:
     query, scores = _positive(data)
     low, high = data.schema.score_min, data.schema.score_max
     if least == most:
+        count = int(np.count_nonzero(everything > 0))
         return [
-            f"scores: all {int(np.count_nonzero(everything > 0)):,} above 0 are {most:g}, so that every pair weighs the same and nothing says "
-            "which of two relevant documents is the better one"
+            f"scores: all {count:,} above 0 are {most:g}, so that every pair weighs the same and nothing says which of "
+            "two relevant documents is the better one"
         ]
     if most - least < _LITTLE * (high - low):
         return [
