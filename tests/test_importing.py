@@ -198,7 +198,10 @@ def test_pairs_with_several_scores(tmp_path: Path, choice: str, score: float) ->
     with pytest.raises(DataSetError) as caught:
         made(tmp_path, rows + same)
     assert "1 pairs have several scores" in str(caught.value)
-    assert "'s0') has [2.0, 5.0, 9.0]" in str(caught.value)
+    query = hashed(["query 0"])
+    assert f"the pair of query 'query 0' (id {query!r}) and document 's0' has [2.0, 5.0, 9.0]" in str(caught.value)
+    lines = ", ".join(f"judged.csv, line {line} holds {held!r}" for line, held in ((5, "5"), (6, "9"), (7, "2")))
+    assert f"{lines}. Allowed: one score a pair; --repeated-pairs max, mean or first" in str(caught.value)
     data = made(tmp_path, rows + same, repeated_pairs=choice)
     assert pairs_of(data)[hashed(["query 0"]) or "", "s0"] == pytest.approx(score)
     counts = data.schema.provenance["counts"]
@@ -537,7 +540,9 @@ def test_pairs_of_merged_queries_follow_repeated_pairs(tmp_path: Path, choice: s
 
 def test_several_scores_of_one_spelling_are_still_an_error(tmp_path: Path) -> None:
     rows = messy([1, 5, 2, 2, 3, 4])
-    with pytest.raises(DataSetError, match=r"1 pairs have several scores: .* has \[5.0, 7.0\]"):
+    # Of the same pair other spellings are in lines 2 and 4 to 6.
+    told = r"1 pairs have several scores: .* has \[5.0, 7.0\]: judged.csv, line 3 holds '5', judged.csv, line 8 holds"
+    with pytest.raises(DataSetError, match=told):
         made(tmp_path, [*rows, {**rows[1], "s": 7}])
 
 

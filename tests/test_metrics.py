@@ -14,7 +14,7 @@ from opengcl import metrics
 from tests.reference import metrics_loops as loops
 
 NAMES = ("ndcg@3", "ndcg@10", "ndcg_exp@5", "err", "err@2", "rbp@0.7", "rbp@0.95", "recall@2", "recall@50")
-NAMES += ("precision@1", "precision@20", "mrr", "mrr@2", "map", "map@3")
+NAMES += ("success@1", "success@3", "precision@1", "precision@20", "mrr", "mrr@2", "map", "map@3")
 
 
 def one(function, retrieved, judged, **options):
@@ -33,6 +33,7 @@ def loop(name, retrieved, judged, threshold=0.0):
     function = {
         "recall": loops.recall,
         "precision": loops.precision,
+        "success": loops.success,
         "mrr": loops.reciprocal_rank,
         "map": loops.average_precision,
     }[base]
@@ -176,9 +177,9 @@ def test_agrees_with_trec_eval_on_whole_grades(lowest):
     """Also on grades below 0, and on queries that have none above it."""
     rng = np.random.default_rng(0)
     queries, documents = 60, 40
-    measures = {"ndcg_cut.10", "map", "map_cut.5", "recip_rank", "P.5", "P.100", "recall.20"}
-    names = ["ndcg@10", "map", "map@5", "mrr", "precision@5", "precision@100", "recall@20"]
-    keys = ["ndcg_cut_10", "map", "map_cut_5", "recip_rank", "P_5", "P_100", "recall_20"]
+    measures = {"ndcg_cut.10", "map", "map_cut.5", "recip_rank", "P.5", "P.100", "recall.20", "success.1,5"}
+    names = ["ndcg@10", "map", "map@5", "mrr", "precision@5", "precision@100", "recall@20", "success@1", "success@5"]
+    keys = ["ndcg_cut_10", "map", "map_cut_5", "recip_rank", "P_5", "P_100", "recall_20", "success_1", "success_5"]
     qrels, run, retrieved, judged = {}, {}, np.zeros((queries, 30)), np.zeros((queries, documents))
     for q in range(queries):
         judged[q] = np.maximum(lowest, rng.integers(-6, 1 if q % 10 == 0 else 5, documents))

@@ -591,3 +591,47 @@ def test_a_class_gets_the_numbers_after_its_name(written: str, factor: float) ->
 def test_a_target_that_cannot_be_is_refused(written: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_target(written)
+
+
+def three(queries: Tensor, _documents: Tensor, _known: Known) -> Tensor:
+    return queries.sum()
+
+
+def keyword(queries: Tensor, _documents: Tensor, _known: Known, *, logit_scale: Tensor) -> Tensor:
+    return logit_scale * queries.sum()
+
+
+class Short(nn.Module):
+    def forward(self, queries: Tensor, documents: Tensor) -> Tensor:
+        return queries.sum()
+
+
+class Listed(nn.Module):
+    def forward(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor) -> Tensor:
+        return queries.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("three", r"takes \(queries.*required: a call with 4 arguments, \(queries, documents, known, logit_scale\)"),
+        ("keyword", "logit_scale.*required: a call with 4 arguments"),
+        ("Short", r"takes \(queries.*required: a call with 4 arguments"),
+    ],
+)
+def test_a_target_of_another_signature_is_told_so_when_it_is_made(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_target(f"{__name__}:{name}")
+    found = globals()[name]
+    table = Table({"query": 1, "document": 1}, {}, 0)
+    with pytest.raises(ValueError, match=message):
+        RankingObjective(table, target=found() if isinstance(found, type) else found)
+    with pytest.raises(ValueError, match="target 'list' is unknown; use one of diagonal"):
+        RankingObjective(table, target="list")  # type: ignore[arg-type]
+
+
+def test_a_target_that_returns_no_number_is_told_so() -> None:
+    relation = random_relation(3, 4, 5, 0)
+    table = Table({"query": 3, "document": 4}, {"query": random_present(3, 0), "document": random_present(4, 0)}, 0)
+    with pytest.raises(ValueError, match=r"the loss of the target returned shape \(3,\); allowed: a 0-d tensor"):
+        RankingObjective(table, target=Listed())({}, {}, relation_tensors(relation))

@@ -20,7 +20,7 @@ from torch import Tensor
 from opengcl import BiEncoder, RankedDataset
 from opengcl.batches import Batches, DocumentBatches, Relations, ShuffledBatches
 from opengcl.encode import inputs_for
-from opengcl.loss import Direction, Target, gcl_loss
+from opengcl.loss import Direction, Target, contrastive_loss
 from opengcl.objective import Known
 from opengcl.training import TrainingBatches
 from opengcl.weights import pair_weights, weight_function
@@ -58,7 +58,7 @@ class Form:
             given = torch.sparse_coo_tensor(index, weights(known.judged_weight), logits.shape, check_invariants=True)
         # With the identity for documents the "queries" are the logits themselves.
         one = torch.eye(logits.shape[1], dtype=logits.dtype)
-        return gcl_loss(logits, one, given, 1.0, target=self.target, direction=self.direction)
+        return contrastive_loss(logits, one, given, 1.0, target=self.target, direction=self.direction)
 
 
 STEEP = "exponential:decay=10"

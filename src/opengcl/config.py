@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from opengcl.data.problems import shown
-from opengcl.fields import COMBINES, Combine, check_fields, parse_fields
+from opengcl.fields import COMBINES, MISSING, Combine, Missing, check_fields, parse_fields
 from opengcl.loss import DIRECTIONS, TARGETS, Direction
 from opengcl.plain_yaml import Key, YamlError, advice, read_yaml, write_yaml
 from opengcl.weights import SCALINGS, Scaling, weight_function
@@ -59,12 +59,17 @@ class TrainConfig:
     """What goes before each text of a document, likewise; never before images."""
     combine: Combine = "mean"
     """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
+    missing_fields: Missing = "fill_in"
+    """A field that a document lacks: ``fill_in`` what the fields it has predict, or ``leave_out`` of the mean."""
     weights: str = "exponential"
     """Score -> weight function, as ``opengcl.weights.weight_function`` reads it."""
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
     target: str = "ranked"
-    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
+    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``.
+
+    ``gcl_loss`` and `GCLLoss` have ``diagonal``, which needs a weight a pair alone; here every judged pair is known.
+    """
     direction: Direction | None = None
     """Softmax over documents (``query``), queries (``document``), ``both``; see `used_direction`."""
     temperature: float = 0.07
@@ -133,6 +138,7 @@ class TrainConfig:
         _check_types(self)
         choices: tuple[tuple[str, tuple[str | None, ...]], ...] = (
             ("combine", COMBINES),
+            ("missing_fields", MISSING),
             ("scaling", SCALINGS),
             ("direction", (None, *DIRECTIONS)),
             ("precision", get_args(Precision)),

@@ -571,7 +571,7 @@ def _best(looks: list[_Look]) -> _Look:
     several = [look for look in looks if look.fields > 1]
     whole = [look for look in several if look.fitting == 1]
     if whole:
-        return max(whole, key=lambda look: look.fields)
+        return max(whole, key=lambda look: (-look.preamble, look.fields))
     if several:
         return several[0] if several[0] is looks[0] else max(several, key=lambda look: (look.fitting, look.fields))
     return looks[0]

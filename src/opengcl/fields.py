@@ -18,6 +18,8 @@ from opengcl.data.schema import FieldType
 
 Combine = Literal["mean", "pairwise", "both"]
 COMBINES: tuple[str, ...] = get_args(Combine)
+Missing = Literal["fill_in", "leave_out"]
+MISSING: tuple[Missing, ...] = get_args(Missing)
 
 
 def parse_fields(written: str) -> dict[str, float]:

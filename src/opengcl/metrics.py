@@ -1,4 +1,4 @@
-"""Ranking metrics on float relevance: NDCG, ERR, RBP, recall, precision, MRR and MAP, one value a query.
+"""Ranking metrics on float relevance: NDCG, ERR, RBP, recall, precision, success, MRR and MAP, one value a query.
 
 Every function takes two arrays with a row for each query:
 
@@ -30,7 +30,7 @@ Gain = Literal["linear", "exponential"]
 
 DEFAULT_METRICS = ("ndcg@10", "err", "rbp@0.9", "recall@100", "mrr", "map", "precision@10")
 
-_FORMS = "ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map, map@K"
+_FORMS = "ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, success@K, mrr, mrr@K, map, map@K"
 _BLOCK_CELLS = 1 << 18  # cells of one block in `compute`: its temporaries stay within a core's cache
 
 
@@ -188,6 +188,32 @@ def precision(
     return _precision(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
+def success(
+    retrieved: Float[np.ndarray, "queries depth"],
+    judged: Float[np.ndarray, "queries judged"],
+    *,
+    k: int,
+    threshold: float = 0.0,
+) -> Float[np.ndarray, "queries"]:
+    """Whether any of the first k ranks holds a relevant document, 0 or 1 (as trec_eval's ``success``).
+
+    Its mean is the share of the queries that found something, which sentence-transformers calls accuracy@k.
+
+    Args:
+        retrieved: relevance in rank order.
+        judged: all judged relevances.
+        k: ranks that count, at least 1.
+        threshold: relevant means above this, at least 0.
+
+    Returns:
+        One value a query.
+
+    Raises:
+        ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
+    """
+    return _success(_Lists(retrieved, judged), k=k, threshold=threshold)
+
+
 def reciprocal_rank(
     retrieved: Float[np.ndarray, "queries depth"],
     judged: Float[np.ndarray, "queries judged"],
@@ -248,9 +274,12 @@ def compute(
 ) -> dict[str, Float[np.ndarray, "queries"]]:
     """Several metrics by name, in blocks of queries so that temporaries stay small; cutoffs share their sums.
 
-    Args: names: of the forms ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map,
-    map@K. retrieved: relevance in rank order. judged: all judged relevances. threshold: relevant means above
-    this, for recall, precision, mrr and map.
+    Args:
+        names: of the forms ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, success@K, mrr, mrr@K, map,
+            map@K.
+        retrieved: relevance in rank order.
+        judged: all judged relevances.
+        threshold: relevant means above this, for recall, precision, success, mrr and map.
 
     Returns:
         For each name, in the given order, one value a query.
@@ -376,6 +405,10 @@ def _precision(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
     return np.asarray(_hits(lists, k, threshold) / float(k))
 
 
+def _success(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
+    return np.asarray(_hits(lists, k, threshold) > 0).astype(np.float64)
+
+
 def _hits(lists: _Lists, k: int, threshold: float) -> np.ndarray:
     return lists.total(("hits", threshold), lambda: lists.relevant(threshold), k)
 
@@ -407,6 +440,7 @@ def _parse(name: str, threshold: float) -> _Measure:
         "ndcg_exp": lambda k: partial(_ndcg, k=k, gain="exponential"),
         "recall": lambda k: partial(_recall, k=k, threshold=threshold),
         "precision": lambda k: partial(_precision, k=k, threshold=threshold),
+        "success": lambda k: partial(_success, k=k, threshold=threshold),
     }
     uncut: dict[str, Callable[[int | None], _Measure]] = {
         "err": lambda k: partial(_err, k=k),

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypedDict, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from opengcl.inputs import FieldInput
 from opengcl.log_normalisers import LogCounts, Pairs
 from opengcl.loss import TARGETS, Direction, Target, Terms, loss_of_terms
 from opengcl.model import BiEncoder, FieldEmbeddings
+from opengcl.own_functions import imported
 from opengcl.sharded_loss import sharded_loss
 
 MAX_LOGIT_SCALE = 100.0  # as CLIP clamps it (Radford et al. 2021, section 2.5)
@@ -82,6 +84,10 @@ class RankingObjective(nn.Module):
             raise ValueError(f"combine {combine!r} is unknown; use one of {', '.join(COMBINES)}")
         if not 1 / MAX_LOGIT_SCALE <= temperature <= 1:
             raise ValueError(f"temperature is {temperature}; it must lie in [{1 / MAX_LOGIT_SCALE}, 1]")
+        if not isinstance(target, str):
+            check_loss(type(target).__name__, target)
+        elif target not in TARGETS:
+            raise ValueError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
         self.model = model
         self.target, self.direction, self.combine, self.recompute = target, direction, combine, recompute
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
@@ -133,7 +139,7 @@ class RankingObjective(nn.Module):
         scale = self.log_logit_scale.exp()
         if not isinstance(self.target, str):
             query, document = gather_rows(queries.rows, queries.sizes), gather_rows(documents.rows, documents.sizes)
-            return self.target(query, document, known, scale)
+            return _checked_result(self.target(query, document, known, scale))
         with torch.autocast(queries.rows.device.type, enabled=False):
             dtype = torch.promote_types(queries.rows.dtype, torch.float32)
             query, document = queries.rows.to(dtype), documents.rows.to(dtype)
@@ -141,6 +147,14 @@ class RankingObjective(nn.Module):
             if world_size() == 1:
                 return loss_of_terms(*given)
             return sharded_loss(*given, query_sizes=queries.sizes, document_sizes=documents.sizes)
+
+
+def _checked_result(loss: object) -> Tensor:
+    """What a loss of one's own returned, which must be a number with a gradient."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"the loss of the target returned {found}; allowed: a 0-d tensor")
+    return loss
 
 
 class Known:
@@ -214,11 +228,13 @@ class Known:
 def read_target(written: str) -> Target | BatchLoss:
     """A form of `opengcl.gcl_loss` by its name, or a `BatchLoss` by its import path.
 
-    The path names a function, ``my_shop.losses:pairwise``, or a class (a `torch.nn.Module`, say), which is called with
-    the numbers that follow, ``my_shop.losses:Pairwise:margin=0.2,levels=4``.
+    The path, in an installed package or in the current folder, names a function, ``my_shop.losses:pairwise``, or a
+    class (a `torch.nn.Module`, say), which is called with the numbers that follow,
+    ``my_shop.losses:Pairwise:margin=0.2,levels=4``.
 
     Raises:
-        ValueError: The name is unknown, the path cannot be imported, or the class does not take these options.
+        ValueError: The name is unknown, the path cannot be imported, the class does not take these options, or what it
+            names cannot be called as `BatchLoss` says.
     """
     if written in TARGETS:
         return cast(Target, written)
@@ -228,20 +244,40 @@ def read_target(written: str) -> Target | BatchLoss:
         raise ValueError(
             f"target {written!r} is unknown; use one of {', '.join(TARGETS)}, or an import path as package.module:name"
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"target {written} cannot be imported: {error}") from error
+    found = imported("target", module, name)
     if isinstance(found, type):
         try:
             found = found(**_numbers(options))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"target {written} cannot be made: {error}") from error
+        except Exception as error:  # whatever the class's own code raises
+            raise ValueError(f"target {written} cannot be made: {type(error).__name__}: {error}") from error
     elif options:
         raise ValueError(f"target {written}: {name} is no class, so it has no options")
     if not callable(found):
         raise ValueError(f"target {written} is a {type(found).__name__}, not a function or module")
+    check_loss(written, found)
     return cast(BatchLoss, found)
+
+
+def check_loss(name: str, loss: Callable[..., object]) -> None:
+    """Checks that a loss of one's own can be called as `BatchLoss` says.
+
+    Raises:
+        ValueError: It cannot take these four arguments.
+    """
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return
+    try:
+        signature.bind(*_ARGUMENTS)
+    except TypeError as error:
+        raise ValueError(
+            f"target {name} takes {signature}: {error}; required: a call with {len(_ARGUMENTS)} arguments, "
+            f"({', '.join(_ARGUMENTS)})"
+        ) from error
+
+
+_ARGUMENTS = ("queries", "documents", "known", "logit_scale")
 
 
 def _numbers(written: str) -> dict[str, float]:

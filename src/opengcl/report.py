@@ -14,6 +14,7 @@ from jaxtyping import Bool
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
+from opengcl.field_sets import MEASURES
 from opengcl.pages import Product, environment, first_texts, products, write_whole
 from opengcl.plain_yaml import write_yaml
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
@@ -38,6 +39,7 @@ METRIC_NAMES = {
     "rbp": "RBP",
     "recall": "Recall",
     "precision": "Precision",
+    "success": "Success",
     "mrr": "MRR",
     "map": "MAP",
 }
@@ -65,6 +67,15 @@ class SplitView:
     about: str
     queries: int
     primary: Number
+
+
+@dataclass(frozen=True)
+class FieldSetView:
+    """Results of a split's documents that have the same fields, by measure of `opengcl.field_sets`."""
+
+    split: str
+    fields: str
+    numbers: dict[str, Number]
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ def write_report(
         raise RunFolderError(f"{other.path} shares no evaluated query with {this.path}; are they of one data set?")
     metric = _primary_metric(this, other)
     page = (
-        environment(number=_number, signed=_signed, metric=metric_name)
+        environment(number=_number, signed=_signed, share=_share, metric=metric_name)
         .get_template("report.html")
         .render(_context(this, other, dataset, metric, note))
     )
@@ -140,6 +151,7 @@ def _context(this: Run, other: Run | None, dataset: RankedDataset, metric: str, 
         "metric": metric,
         "splits": _split_views(this, other, metric),
         "table": _table(this, other),
+        "field_sets": _field_set_views(this, other),
         "loss": _loss_chart(this),
         "dev": _dev_chart(this, metric),
         "frequency": _frequency_charts(this, other, metric),
@@ -160,6 +172,10 @@ def metric_name(name: str) -> str:
 
 def _number(value: float | None) -> str:
     return EN_DASH if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return EN_DASH if value is None else f"{value:.1%}"
 
 
 def _signed(value: float | None) -> str:
@@ -216,6 +232,16 @@ def _table(this: Run, other: Run | None) -> list[tuple[str, list[Number]]]:
     splits = _ordered_splits(this)
     metrics = dict.fromkeys(name for split in splits for name in this.splits[split] if name != "queries")
     return [(metric, [_compare(this, other, split, metric) for split in splits]) for metric in metrics]
+
+
+def _field_set_views(this: Run, other: Run | None) -> list[FieldSetView]:
+    views = []
+    for split in (split for split in _ordered_splits(this) if split in this.fields):
+        for kind, row in this.fields[split].items():
+            base = {} if other is None else other.fields.get(split, {}).get(kind, {})
+            numbers = {name: Number(row[name], base.get(name)) for name in MEASURES}
+            views.append(FieldSetView(SPLIT_NAMES.get(split, (split, ""))[0], kind.replace("+", " + "), numbers))
+    return views
 
 
 def _loss_chart(this: Run) -> LineChart | None:

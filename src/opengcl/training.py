@@ -30,15 +30,17 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
-from opengcl.data.problems import not_relevant_note
+from opengcl.data.problems import NO_FIELD, not_relevant_note
+from opengcl.devices import check_training_device
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
-from opengcl.encode import inputs_for
+from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, Limit, evaluate
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
+from opengcl.per_query import by_fields_path
 from opengcl.progress import progress_bar
 from opengcl.prompts import Side, described, settle_prompts
 from opengcl.report import write_report
@@ -75,8 +77,10 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         TrainError: The folder holds a run and ``resume`` was not asked, or another process trains there, or settings or
             data differ on resume, or the disk is full or read-only, or the loss stopped being finite.
         CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
+        DeviceError: The machine lacks the device, or its arithmetic.
         ValueError: Settings that do not fit the data set or the model.
     """
+    check_training_device(config.device, config.precision)
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0
@@ -134,6 +138,9 @@ def _train(
         trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
+        if config.missing_fields == "fill_in" and len(model.mix.document) > 1:
+            seen = np.flatnonzero(dataset.splits.document_seen)
+            model.fill_in = fit_fill_in(model, dataset.documents, seen, inputs=inputs[1])
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
@@ -154,7 +161,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix),
+        BiEncoder(encoder, mix, missing=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
@@ -395,17 +402,20 @@ def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
 
 
 def _inputs(model: BiEncoder, dataset: RankedDataset, config: TrainConfig) -> tuple[Inputs, Inputs]:
-    limit = config.max_unreadable
-    queries = inputs_for(model, dataset.queries, "query", max_unreadable=limit)
-    return queries, inputs_for(model, dataset.documents, "document", max_unreadable=limit)
+    options: dict[str, Any] = {"strict": config.strict, "max_unreadable": config.max_unreadable}
+    queries = inputs_for(model, dataset.queries, "query", **options)
+    return queries, inputs_for(model, dataset.documents, "document", **options)
 
 
 def _check_skipped(dataset: RankedDataset, limit: float) -> None:
-    """Few rows may have been skipped or changed when the data set was opened (``strict: false``)."""
+    """Few rows may have been skipped or changed when the data set was opened (``strict: false``).
+
+    Those that only lack every field are left out like others that a model cannot read, whatever their share.
+    """
     for records in (dataset.queries, dataset.documents):
         for problem in dataset.problems:
             share = problem.count / (len(records) + problem.count)
-            if problem.file == records.file and share > limit:
+            if problem.file == records.file and problem.kind != NO_FIELD and share > limit:
                 raise TrainError(
                     f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
                 )
@@ -605,6 +615,8 @@ def _write_results(
     evaluation.write(metrics, per_query=per_query, provenance=model.provenance)
     put(listed, out / "results.parquet")
     put(per_query, out / "per_query.parquet")
+    if evaluation.by_fields is not None:
+        put(by_fields_path(per_query), by_fields_path(out / "per_query.parquet"))
     with contextlib.suppress(OSError):
         (out / "cache").rmdir()
     put(metrics, out / ENDED)

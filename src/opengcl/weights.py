@@ -8,14 +8,15 @@ judged not relevant: no function sees it, and its weight is 0 (`pair_weights`).
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from opengcl.own_functions import imported
 
 Scores = Float[np.ndarray, " pairs"]
 WeightFunction = Callable[[Scores], Scores]
@@ -80,16 +81,19 @@ WEIGHTS: dict[str, Callable[..., Scores]] = {
 }
 
 
-def weight_function(spec: str) -> WeightFunction:
+def weight_function(spec: str | WeightFunction) -> WeightFunction:
     """Read a weight function from its written form.
 
     ``"linear"``; ``"exponential:decay=10"``; ``"piecewise:1=0,50=0.1,100=1"``; or the import path of a Python function,
-    ``"my_shop.weights:margin"``, which gets a float64 array of scores in [1, 100] and returns one weight >= 0 a score.
+    ``"my_shop.weights:margin"`` (of an installed package or of the current folder), or such a function itself. It gets
+    a float64 array of scores in [1, 100] and returns one weight >= 0 a score.
 
     Raises:
         ValueError: The name, option or function is unknown or fails; the message lists what is allowed. Values that the
             function returns are checked at each call.
     """
+    if callable(spec):
+        return _Checked(weights_name(spec), spec)
     name, _, rest = spec.partition(":")
     if name in WEIGHTS:
         options = _options(name, rest)
@@ -100,6 +104,13 @@ def weight_function(spec: str) -> WeightFunction:
         f"weight function {spec!r} is unknown; use one of {', '.join(WEIGHTS)} "
         "(options as exponential:decay=10), or the import path of a function as package.module:function"
     )
+
+
+def weights_name(spec: str | WeightFunction) -> str:
+    """How a weight function is written: a function by its import path."""
+    if isinstance(spec, str):
+        return spec
+    return f"{getattr(spec, '__module__', '')}:{getattr(spec, '__qualname__', type(spec).__qualname__)}"
 
 
 def pair_weights(
@@ -210,13 +221,10 @@ def _options(name: str, written: str) -> dict[str, object]:
 
 
 def _import_function(module: str, name: str) -> WeightFunction:
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"weight function {module}:{name} cannot be imported: {error}") from error
+    function = imported("weight function", module, name)
     if not callable(function):
         raise ValueError(f"weight function {module}:{name} is a {type(function).__name__}, not a function")
-    return function
+    return cast(WeightFunction, function)
 
 
 @dataclass(frozen=True)
@@ -227,7 +235,15 @@ class _Checked:
     function: WeightFunction
 
     def __post_init__(self) -> None:
-        self(np.array([LOWEST, 50.0, HIGHEST]))  # a wrong function fails here, not in the first batch
+        tried = np.array([LOWEST, 50.0, HIGHEST])  # a wrong function fails here, not in the first batch
+        try:
+            np.asarray(self.function(tried), dtype=np.float64)
+        except Exception as error:  # whatever the function's own code raises
+            raise ValueError(
+                f"weight function {self.spec!r} fails on the scores {tried.tolist()}: {type(error).__name__}: {error}; "
+                "it gets an array of scores in [1, 100] and returns one weight >= 0 a score"
+            ) from error
+        self(tried)
 
     def __call__(self, scores: Scores) -> Scores:
         weights = np.asarray(self.function(scores), dtype=np.float64)

@@ -36,7 +36,7 @@ def from_logs(
     session: Annotated[
         str,
         typer.Option(
-            help="Log column of the result list's id, or else the visit's, to which clicks belong. Several: user+visit."
+            help="Log column of the result list's id, or else the visit's: what a click belongs to; or user+visit."
         ),
     ] = "session",
     no_session: Annotated[

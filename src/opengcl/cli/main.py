@@ -63,7 +63,8 @@ def train(
         str | None,
         typer.Option(
             help="Score to weight: constant, linear, reciprocal, reciprocal_sqrt, log, exponential[:decay=20], "
-            "piecewise:SCORE=WEIGHT,..., or package.module:function."
+            "piecewise:SCORE=WEIGHT,..., or package.module:function (installed, or in the current folder). A score of "
+            "0 or below has no weight. Default: exponential."
         ),
     ] = None,
     target: Annotated[
@@ -71,7 +72,8 @@ def train(
         typer.Option(
             "--target",
             "--targets",
-            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name.",
+            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name (installed, or in "
+            "the current folder). Default: ranked, since training knows every judged pair of a batch.",
         ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
@@ -143,7 +145,9 @@ def train(
     if not first:
         return
     arguments.say(f"{out}: trained. Open {out / 'report.html'}")
-    _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
+    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    _print_splits(figures["splits"])
+    _print_field_sets(figures.get("fields", {}))
 
 
 @app.command()
@@ -167,6 +171,10 @@ def evaluate(
     query_fields: QueryFields = None,
     query_prompt: QueryPrompt = None,
     document_prompt: DocumentPrompt = None,
+    missing_fields: Annotated[
+        str | None,
+        typer.Option(help="fill_in or leave_out what documents lack; default as the model was saved, else fill_in."),
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Whether bad rows of the data set are an error, or skipped.")] = True,
     device: Device = None,
 ) -> None:
@@ -176,6 +184,7 @@ def evaluate(
     """
     from opengcl.data import RankedDataset
     from opengcl.evaluation import evaluate as run
+    from opengcl.field_sets import field_set_means
     from opengcl.fields import parse_fields
     from opengcl.metrics import DEFAULT_METRICS
     from opengcl.model import BiEncoder
@@ -190,6 +199,7 @@ def evaluate(
         document=parse_fields(fields) if fields else None,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
+        missing=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
     if told := described(opened.prompts):
@@ -209,6 +219,8 @@ def evaluate(
         )
         arguments.say(f"{out}: written")
     _print_splits(evaluation.splits())
+    if evaluation.by_fields is not None:
+        _print_field_sets(field_set_means(evaluation.by_fields))
 
 
 @app.command()
@@ -347,7 +359,10 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
     from opengcl.data import RankedDataset
+    from opengcl.named_folders import no_such_folder
 
+    if not run.is_dir():
+        raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
 
@@ -358,3 +373,16 @@ def _print_splits(splits: dict[str, dict[str, float]]) -> None:
     for split, row in splits.items():
         cells = (f"{row[name]:>14.0f}" if name == "queries" else f"{row[name]:>14.4f}" for name in names)
         typer.echo("".join([f"{split:<16}", *cells]))
+
+
+def _print_field_sets(means: dict[str, dict[str, dict[str, float | None]]]) -> None:
+    if not means:
+        return
+    names = list(next(iter(next(iter(means.values())).values())))
+    width = max(len("fields"), *(len(kind) for kinds in means.values() for kind in kinds)) + 2
+    typer.echo("\nBy the fields that documents have (first, top10: share of these places; ideal_: in an ideal list):")
+    typer.echo("".join([f"{'split':<16}", f"{'fields':<{width}}", *(f"{name:>13}" for name in names)]))
+    for split, kinds in means.items():
+        for kind, row in kinds.items():
+            values = ("-" if value is None else f"{value:.4f}" for value in row.values())
+            typer.echo("".join([f"{split:<16}", f"{kind:<{width}}", *(f"{value:>13}" for value in values)]))

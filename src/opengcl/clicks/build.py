@@ -404,7 +404,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, tuple):
-        return [float(one) for one in value]
+        return list(value)
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -30,7 +30,6 @@ MOST_POSITIONS = 1000
 _LATEST = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 _DAY = 86_400
 _UNITS = {"s": 1, "ms": 1e3, "us": 1e6, "ns": 1e9}
-_UNKNOWN = "\x1f"
 _RESERVED = ("event", "examination", "repeat", "showing")
 
 
@@ -270,12 +269,7 @@ def _events(table: ir.Table, options: LogOptions, lists: ir.Table | None) -> ir.
         found = "flags" if options.flags else "no results"
         raise DataSetError(f"lists: found {found}; needed: the column of lists (--results), and no flags")
     clicked = replace(options, results=(), randomised=None, propensity=None, position=options.position or "position")
-    if not _has(table, options.query, "query"):
-        clicked = replace(clicked, query_text=_UNKNOWN)
-    events = _read(table, clicked)
-    if clicked.query_text == _UNKNOWN:
-        nothing: Any = ibis.null("string")
-        events = events.mutate(query=nothing)
+    events = _read(table, clicked, queries=_has(table, options.query, "query"))
     of_lists = _read(lists, replace(options, position=None, document=_document(lists, options)), impressions=True)
     return _with_queries(ibis.union(of_lists, events), options)
 
@@ -295,8 +289,8 @@ def _has(table: ir.Table, path: str, role: str) -> bool:
     return True
 
 
-def _read(table: ir.Table, options: LogOptions, *, impressions: bool = False) -> ir.Table:
-    """A table under our own names; ``impressions``: all of its rows are."""
+def _read(table: ir.Table, options: LogOptions, *, impressions: bool = False, queries: bool = True) -> ir.Table:
+    """A table under our own names; ``impressions``: all of its rows are; ``queries``: it has them."""
     if options.results:
         table = one_row_a_result(table, options.results)
 
@@ -319,7 +313,7 @@ def _read(table: ir.Table, options: LogOptions, *, impressions: bool = False) ->
     if options.position is not None:
         position = position + (1 - options.first_position)
     return table.select(
-        query=_query(table, options),
+        query=_query(table, options) if queries else nothing,
         document=text("document", options.document),
         session=session,
         visitor=ibis.coalesce(text("user", options.user), session) if options.user else session,

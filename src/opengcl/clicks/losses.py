@@ -74,8 +74,8 @@ def require_shown(connection: duckdb.DuckDBPyConnection, options: LogOptions) ->
         if gone > options.most_lost * (gone + kept):
             raise DataSetError(
                 f"the log: found {gone:,.0f} of {gone + kept:,.0f} {column} without an impression of the same session, "
-                f"query and document; allowed: up to {options.most_lost:.0%}, as rates are wrong without what was "
-                f"shown ({_ways_out_unshown(options)})"
+                f"query and document; allowed: up to {options.most_lost:.0%}, as without it rates are wrong "
+                f"({_ways_out_unshown(options)})"
             )
     return lost
 

@@ -12,9 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import Float32
 
-from opengcl.fields import fuse
 from opengcl.inputs import Features, chunk_to_device, picture_features, text_features
-from opengcl.model import BiEncoder
+from opengcl.model import BiEncoder, FieldEmbeddings
 from opengcl.prompts import Side
 from opengcl.serve.batching import Batch, Batcher, ClosedError, QueueFullError
 from opengcl.serve.cache import LeastRecentlyUsed
@@ -127,7 +126,7 @@ class Encoder:
         for (name, row), vector in zip(places, made, strict=True):
             at = names.index(name), row
             vectors[at], present[at] = torch.from_numpy(vector), True
-        return fuse(vectors, present, torch.tensor(list(self.model.mix.document.values()))).numpy()
+        return self.model.fuse(FieldEmbeddings(vectors, present), "document").numpy()
 
     def check_reads(self, kind: str, field: str) -> None:
         """Makes sure that the model reads text, or pictures.
