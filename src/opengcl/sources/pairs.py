@@ -155,7 +155,7 @@ def _several_scores(database: duckdb.DuckDBPyConnection, spelled: bool) -> list[
 
 
 def _rewrite(database: duckdb.DuckDBPyConnection, path: Path, choice: RepeatedPairs) -> None:
-    """One row a pair; what it has beside its score comes from the row with the highest one for ``max``, else the first."""
+    """One row a pair; what it has beside its score comes from the row with the highest for ``max``, else the first."""
     names = [name for name in pq.read_schema(path).names if name not in _NOT_OTHERS]
     order = "score DESC, file_row_number" if choice == "max" else "file_row_number"
     others = "".join(f', first("{_escaped(name)}" ORDER BY {order}) AS "{_escaped(name)}"' for name in names)
