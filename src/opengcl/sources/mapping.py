@@ -121,6 +121,14 @@ class TableMapping:
                 raise DataSetError(message, key=("splits", str(value)))
         if both := sorted({*(self.documents or ())} & {*(self.images or ())}):
             raise DataSetError(f"the document field {both[0]!r} is a text and a picture; allowed: one of them")
+        fields_of = {**(self.documents or {}), **(self.images or {})}
+        if clash := next((one for one in self.keep if fields_of.get(one, one) != one), None):
+            raise DataSetError(
+                f"keep: the column {clash!r} has the name of a field that is read from {fields_of[clash]!r}; allowed: "
+                "fields of other names"
+            )
+        if reserved := next((one for one in self.keep if one in (DOCUMENT_ID, SPLIT)), None):
+            raise DataSetError(f"keep: found {reserved!r}, which has a meaning of its own; allowed: other columns")
         if self.spelling not in get_args(Spelling):
             raise DataSetError(f"spelling: found {shown(self.spelling)}; allowed: {', '.join(get_args(Spelling))}")
         if self.first_position not in (None, 0, 1):
