@@ -21,7 +21,7 @@ from opengcl.clicks import LogOptions, from_logs
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, Schema
 
-QUERIES, CANDIDATES, LISTS = 6, 10, 300
+QUERIES, CANDIDATES, LISTS = 6, 10, 200
 SHOP = Simulation(sessions=1, depth=5, ranker_noise=0.5, session_noise=0.5)
 Rows = list[dict[str, Any]]
 DOCS = Path(__file__).parents[1] / "docs" / "clicks.md"
@@ -155,7 +155,7 @@ def test_events_need_a_session(events: Rows, products: Path, command: Command, t
 # A row a list
 
 
-@pytest.mark.parametrize("form", ["structs", "triples", "parallel", "parallel parquet", "json text"])
+@pytest.mark.parametrize("form", ["structs", "triples", "parallel parquet", "json text"])
 def test_a_row_a_list(
     events: Rows, products: Path, plain: pa.Table, command: Command, tmp_path: Path, form: str
 ) -> None:
@@ -457,7 +457,8 @@ def test_rows_without_a_query_have_the_one_that_is_given(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "kind"), [("cp1252", "csv"), ("latin-1", "jsonl"), ("utf-16", "csv"), ("utf-8-sig", "jsonl")]
+    ("encoding", "kind"),
+    [("cp1252", "csv"), ("utf-16", "jsonl"), pytest.param("mac-roman", "csv", marks=pytest.mark.slow)],
 )
 def test_logs_in_other_encodings(
     events: Rows, products: Path, plain: pa.Table, command: Command, tmp_path: Path, encoding: str, kind: str
@@ -468,7 +469,7 @@ def test_logs_in_other_encodings(
         lines = [json.dumps(row, ensure_ascii=False) for row in events]
     path.write_text("\n".join(lines) + "\n", encoding=encoding)
     base = (path.name, "--documents", str(products), "--out", "out")
-    if encoding in ("latin-1", "cp1252"):
+    if encoding == "cp1252":
         code, _, told = command(*base)
         assert code == 2
         assert "--encoding" in told
@@ -557,9 +558,9 @@ def test_positions_of_clicks_do_not_matter_where_there_are_impressions(
     events: Rows, products: Path, plain: pa.Table, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     write_lines(tmp_path / "log.jsonl", broken(events, 2, lambda row: row | change, "click"))
-    for name, options in (("out", LogOptions()), ("implied", LogOptions(imply_impressions=True))):
-        from_logs(tmp_path / "log.jsonl", products, tmp_path / name, columns=options, progress=False)
-        assert qrels(tmp_path / name).equals(plain)
+    options = LogOptions(imply_impressions=change["position"] is None)
+    from_logs(tmp_path / "log.jsonl", products, tmp_path / "out", columns=options, progress=False)
+    assert qrels(tmp_path / "out").equals(plain)
 
 
 def test_positions_from_zero_are_implied_too(events: Rows, products: Path, plain: pa.Table, tmp_path: Path) -> None:
