@@ -305,10 +305,12 @@ def trained_folder(path: str | Path) -> Path:
     if folder is not None:
         return folder
     if not Path(path).is_dir():
-        raise ModelError(no_such_folder(path))
+        raise ModelError(f"{path} holds no trained model: {no_such_folder(path)}")
     if (Path(path) / "config.yaml").is_file():
         raise ModelError(f"{path} holds a run that has not ended, so there is no model yet: train with --resume first")
-    raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+    raise ModelError(
+        f"{path} holds no trained model (it holds no {CARD}: it is neither a trained model nor a run folder)"
+    )
 
 
 def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
