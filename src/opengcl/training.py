@@ -29,7 +29,7 @@ import opengcl
 from opengcl import checkpoints, run_identity
 from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Relations, ShuffledBatches
 from opengcl.checkpoints import Checkpoints
-from opengcl.config import TrainConfig
+from opengcl.config import ConfigError, TrainConfig
 from opengcl.data import RankedDataset
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import inputs_for
@@ -75,6 +75,8 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
         ValueError: Settings that do not fit the data set or the model.
     """
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError("device: found cuda, which PyTorch does not see here; allowed: cpu, or leave it out")
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0
