@@ -214,7 +214,7 @@ def test_missing_fields_are_filled_in_as_the_seen_documents_tell(
 
 
 def leaving_out(model: BiEncoder) -> BiEncoder:
-    return BiEncoder(model.encoder, model.mix, missing="leave_out")
+    return BiEncoder(model.encoder, model.mix, missing_fields="leave_out")
 
 
 def test_filled_in_documents_against_a_loop(lacking: RankedDataset, model: BiEncoder) -> None:

@@ -181,7 +181,7 @@ def evaluate(
         dataset.schema,
         query=parse_fields(query_fields) if query_fields else None,
         document=parse_fields(fields) if fields else None,
-        missing=missing_fields,  # type: ignore[arg-type] # checked there
+        missing_fields=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
     evaluation = run(
