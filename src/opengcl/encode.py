@@ -172,12 +172,10 @@ def fit_fill_in(
         present = gather_rows(part.present.T.to(torch.uint8).contiguous(), len(block)).T.bool()
         moments.add(whole.cpu(), present.cpu())
     found = moments.fit()
-    for pair in itertools.permutations(fields, 2):
-        if pair not in found.maps:
-            told = (
-                "document field %r cannot be filled in from %r: fewer than %d of the documents to learn from have both"
-            )
-            logger.warning(told, pair[1], pair[0], MIN_ROWS)
+    for one, other in itertools.combinations(fields, 2):
+        if (one, other) not in found.maps:
+            told = "%r and %r are not filled in from each other: fewer than %d of the seen documents have both"
+            logger.warning(told, one, other, MIN_ROWS)
     return found
 
 
@@ -188,7 +186,7 @@ def lacks_fields(model: BiEncoder, inputs: Inputs, rows: Rows) -> Bool[np.ndarra
 
 
 def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> None:
-    if side == "query" or model.missing == "leave_out" or model.fill_in is not None:
+    if side == "query" or model.missing_fields == "leave_out" or model.fill_in is not None:
         return
     lacking = int(lacks_fields(model, inputs, rows).sum())
     if lacking:

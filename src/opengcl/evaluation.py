@@ -298,7 +298,7 @@ def _ready_to_fill_in(
     model: BiEncoder, dataset: RankedDataset, inputs: Inputs, rows: Int[np.ndarray, " rows"]
 ) -> BiEncoder:
     """The model, or the same with maps learned from the data set's seen documents where it needs and lacks them."""
-    if model.missing == "leave_out" or model.fill_in is not None or not lacks_fields(model, inputs, rows).any():
+    if model.missing_fields == "leave_out" or model.fill_in is not None or not lacks_fields(model, inputs, rows).any():
         return model
     seen = np.flatnonzero(dataset.splits.document_seen)
     return model.with_fill_in(fit_fill_in(model, dataset.documents, seen, inputs=inputs))

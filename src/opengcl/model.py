@@ -113,9 +113,9 @@ class BiEncoder(nn.Module):
         mix: The fields of each side.
         logit_scale: ``1 / temperature`` it was trained with; kept for the record, not used to encode.
         provenance: What it was trained on and how; anything that JSON holds.
-        missing: ``fill_in``, or ``leave_out`` for documents to be the mean of the fields that they have.
+        missing_fields: ``fill_in``, or ``leave_out`` for documents to be the mean of the fields that they have.
         fill_in: Maps between the document fields, of `opengcl.encode.fit_fill_in`. Without them nothing is filled in,
-            but `opengcl.evaluate` fits them for itself where ``missing`` is ``fill_in``.
+            but `opengcl.evaluate` fits them for itself where ``missing_fields`` is ``fill_in``.
     """
 
     def __init__(
@@ -125,18 +125,18 @@ class BiEncoder(nn.Module):
         *,
         logit_scale: float | None = None,
         provenance: Mapping[str, Any] | None = None,
-        missing: Missing = "fill_in",
+        missing_fields: Missing = "fill_in",
         fill_in: FillIn | None = None,
     ) -> None:
         super().__init__()
-        if missing not in MISSING:
-            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
+        if missing_fields not in MISSING:
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         self.encoder = encoder
         self.mix = mix
         self.logit_scale = logit_scale
         self.provenance = dict(provenance or {})
-        self.missing: Missing = missing
-        self.fill_in = fill_in if missing == "fill_in" else None
+        self.missing_fields: Missing = missing_fields
+        self.fill_in = fill_in if missing_fields == "fill_in" else None
 
     @property
     def prompts(self) -> dict[Side, str]:
@@ -205,7 +205,7 @@ class BiEncoder(nn.Module):
             "format": CARD_FORMAT,
             "query_fields": _described(self.mix, "query"),
             "document_fields": _described(self.mix, "document"),
-            "missing_fields": self.missing,
+            "missing_fields": self.missing_fields,
             "fill_in_sha256": None,
             "logit_scale": self.logit_scale,
             "provenance": self.provenance,
@@ -226,7 +226,7 @@ class BiEncoder(nn.Module):
         document: Mapping[str, float] | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        missing: Missing | None = None,
+        missing_fields: Missing | None = None,
         device: str | None = None,
     ) -> BiEncoder:
         """A trained model, or any sentence-transformers model with fields chosen for a data set.
@@ -239,7 +239,8 @@ class BiEncoder(nn.Module):
             document: Document field -> weight, likewise.
             query_prompt: What goes before each query; None for the model's own prompt, empty for none.
             document_prompt: What goes before each text of a document, likewise.
-            missing: What becomes of fields that a document lacks; as the model was saved, else ``fill_in``, by default.
+            missing_fields: What becomes of fields that a document lacks: ``fill_in`` or ``leave_out``; when not given,
+                as the model was saved, and ``fill_in`` for one that has no card.
             device: Where to put it; the best there is when not given.
 
         Raises:
@@ -247,17 +248,18 @@ class BiEncoder(nn.Module):
             PromptError: A prompt leaves no room for texts.
             ValueError: A field that the data set does not have.
         """
-        if missing not in (None, *MISSING):
-            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
+        if missing_fields not in (None, *MISSING):
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
-            model = cls(encoder, FieldMix.choose(encoder, schema, query, document), missing=missing or "fill_in")
+            mix = FieldMix.choose(encoder, schema, query, document)
+            model = cls(encoder, mix, missing_fields=missing_fields or "fill_in")
         elif query is not None or document is not None:
             raise ModelError(f"{name} was trained with its own fields; leave fields out")
         else:
             model = cls.load(name, device=device)
-            if missing not in (None, model.missing):
-                model.missing, model.fill_in = missing, None
+            if missing_fields is not None and missing_fields != model.missing_fields:
+                model.missing_fields, model.fill_in = missing_fields, None
         settle_prompts(model.encoder, query=query_prompt, document=document_prompt)
         return model
 
@@ -285,7 +287,7 @@ class BiEncoder(nn.Module):
             card.mix,
             logit_scale=card.logit_scale,
             provenance=card.provenance,
-            missing=card.missing,
+            missing_fields=card.missing_fields,
             fill_in=_read_fill_in(maps, card.mix, encoder) if maps else None,
         )
 
@@ -394,7 +396,7 @@ class _Card:
     mix: FieldMix
     logit_scale: float | None
     provenance: dict[str, Any]
-    missing: Missing
+    missing_fields: Missing
     fill_in_sha256: str | None
 
 

@@ -161,7 +161,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix, missing=config.missing_fields),
+        BiEncoder(encoder, mix, missing_fields=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
