@@ -75,7 +75,7 @@ def measure(row: Row, work: Work, setting: Setting, *, repeats: int, warm_up: in
 
 
 def in_turn(
-    record: Record, setting: Setting, sides: Mapping[str, Work], *, repeats: int, **about: object
+    record: Record, setting: Setting, sides: Mapping[str, Work], *, repeats: int, **about: Any
 ) -> dict[str, Row]:
     """Rows of several sides of one comparison, which run in turn, so that whatever else happens happens to all.
 

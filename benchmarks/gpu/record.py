@@ -1,4 +1,4 @@
-"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps what it has."""
+"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps its rows."""
 
 from __future__ import annotations
 
@@ -173,7 +173,7 @@ def card() -> dict[str, str] | None:
     """What ``nvidia-smi`` reads of the first card; None where there is none."""
     try:
         asked = ["nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader", "--id=0"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S607
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     values = [value.strip() for value in told.strip().split(",")]
