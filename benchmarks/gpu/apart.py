@@ -105,6 +105,7 @@ def _work(pipe: Connection, log: Path, work: Callable[..., Any], words: tuple[An
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False, errors="replace") for number in (1, 2))
     told: tuple[Any, str | None]
     try:
         told = work(*words), None

@@ -158,10 +158,14 @@ def _of_section(name: str, content: dict[str, Any], ceilings: dict[str, float]) 
         yield "Distance from float64, relative:"
         yield _table(head, lines, right=range(2, 6))
     for row in content["rows"]:
-        if "calls" in row:
-            lines = [[_cell(call["name"]), f"{call['share']:.1%}", f"{call['calls']:,}"] for call in row["calls"][:12]]
-            yield f"Where the time of a step goes ({row['name']}):"
-            yield _table(("operation", "share", "calls"), lines, right=(1, 2))
+        if "operations" in row:
+            busy = row["busy_seconds"] / row["profiled_seconds"]
+            yield f"Where a step's time goes ({row['name']}; the device works for {busy:.0%} of it, profiled):"
+        for kind in ("operations", "kernels"):
+            calls = row.get(kind, [])[:12]
+            if calls:
+                lines = [[_cell(call["name"]), f"{call['share']:.1%}", f"{call['calls']:,}"] for call in calls]
+                yield _table((kind, "share", "calls"), lines, right=(1, 2))
     if content.get("skipped"):
         yield "Not measured: " + "; ".join(f"{one['name']} ({one['why']})" for one in content["skipped"]) + "."
 
