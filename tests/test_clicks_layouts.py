@@ -460,7 +460,7 @@ def test_european_spreadsheets(command: Command, tmp_path: Path) -> None:
 # Feeds, encodings, quotes
 
 
-def test_stray_quotes_in_logs_and_catalogues(events: Rows, products: Path, command: Command, tmp_path: Path) -> None:
+def test_stray_quotes_in_logs_and_catalogues(events: Rows, command: Command, tmp_path: Path) -> None:
     header = list(events[0])
     lines = ["\t".join("" if row[name] is None else str(row[name]) for name in header) for row in events]
     titles = [f'p{one}\t"Lamp {one}' if one % 2 else f'p{one}\tLamp {one} 12"' for one in range(QUERIES * CANDIDATES)]
