@@ -246,7 +246,9 @@ def compare(
 
 @app.command()
 def metrics(
-    qrels: Annotated[Path, typer.Argument(help="Judgments: .parquet, .tsv, .csv, .json, .jsonl, or TREC; float scores allowed.")],
+    qrels: Annotated[
+        Path, typer.Argument(help="Judgments: .parquet, .tsv, .csv, .json, .jsonl, or TREC; float scores allowed.")
+    ],
     run: Annotated[Path, typer.Argument(help="Results: in the same formats.")],
     names: Annotated[str | None, typer.Option("--metrics", help="With commas; default the usual ones.")] = None,
     compat: Annotated[str | None, typer.Option(help="gcl: the numbers of Marqo's GCL script.")] = None,
