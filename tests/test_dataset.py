@@ -280,7 +280,7 @@ ROW_PROBLEMS: dict[str, tuple[Tables, list[str]]] = {
     ),
     "duplicate pair": (
         {"qrels": qrels(query_id=["q1", "q0", "q1", "q1"], doc_id=["d1", "d0", "d2", "d1"])},
-        ["qrels.parquet, column 'query_id, doc_id': duplicate pair", "row 3 repeats the pair ('q1', 'd1')"],
+        ["qrels.parquet, column 'query_id, doc_id': duplicate pair", "row 3 repeats the pair ('q1', 'd1') of row 0"],
     ),
     "score too high": (
         {"qrels": qrels(score=[100.0, 1.0, 100.5, 7.0])},

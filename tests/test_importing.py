@@ -198,7 +198,10 @@ def test_pairs_with_several_scores(tmp_path: Path, choice: str, score: float) ->
     with pytest.raises(DataSetError) as caught:
         made(tmp_path, rows + same)
     assert "1 pairs have several scores" in str(caught.value)
-    assert "'s0') has [2.0, 5.0, 9.0]" in str(caught.value)
+    query = hashed(["query 0"])
+    assert f"the pair of query 'query 0' (id {query!r}) and document 's0' has [2.0, 5.0, 9.0]" in str(caught.value)
+    lines = ", ".join(f"judged.csv, line {line} holds {held!r}" for line, held in ((5, "5"), (6, "9"), (7, "2")))
+    assert f"{lines}. Allowed: one score a pair; --repeated-pairs max, mean or first" in str(caught.value)
     data = made(tmp_path, rows + same, repeated_pairs=choice)
     assert pairs_of(data)[hashed(["query 0"]) or "", "s0"] == pytest.approx(score)
     counts = data.schema.provenance["counts"]
@@ -535,9 +538,25 @@ def test_pairs_of_merged_queries_follow_repeated_pairs(tmp_path: Path, choice: s
     assert pairs_of(data)[hashed(["red shoe"]) or "", "s1"] == pytest.approx(score)
 
 
+def test_positions_of_merged_queries_are_the_best_ones(tmp_path: Path) -> None:
+    rows = [
+        {"q": q, "sku": f"s{d}", "name": "n", "p": p}
+        for q, d, p in (("a", 1, 3), ("A", 1, 1), ("a", 2, 1), ("b", 3, 3))
+    ]
+    made(tmp_path, rows, replace(PLACED, list_length=3))
+    pairs = pq.read_table(tmp_path / "out/qrels.parquet").to_pylist()
+    assert [(row["doc_id"], row["score"], row["position"]) for row in pairs] == [
+        ("s1", 100, 1),
+        ("s2", 100, 1),
+        ("s3", 1, 3),
+    ]
+
+
 def test_several_scores_of_one_spelling_are_still_an_error(tmp_path: Path) -> None:
     rows = messy([1, 5, 2, 2, 3, 4])
-    with pytest.raises(DataSetError, match=r"1 pairs have several scores: .* has \[5.0, 7.0\]"):
+    # Of the same pair other spellings are in lines 2 and 4 to 6.
+    told = r"1 pairs have several scores: .* has \[5.0, 7.0\]: judged.csv, line 3 holds '5', judged.csv, line 8 holds"
+    with pytest.raises(DataSetError, match=told):
         made(tmp_path, [*rows, {**rows[1], "s": 7}])
 
 
@@ -815,6 +834,34 @@ def test_nan_in_json_is_missing(tmp_path: Path, field: str, literal: str) -> Non
     assert "Infinity" not in told
 
 
+def test_the_command_names_columns_and_says_what_it_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    table(tmp_path / "q.csv", [{"nr": 1, "text": "Red"}, {"nr": 2, "text": "red "}])
+    documents = {"key": ["7", "8"], "name": ["x", "y"], "image": ["a.png", "b.png"], "tags": [["p", "q"], []]}
+    pq.write_table(pa.table(documents), tmp_path / "d.parquet")
+    table(tmp_path / "r.csv", [{"asked": q, "thing": d, "rank": d - 7} for q, d in ((1, 7), (1, 8), (1, 9), (2, 8))])
+    words = (
+        f"data import {tmp_path}/r.csv --queries {tmp_path}/q.csv --documents {tmp_path}/d.parquet --out {tmp_path}/out"
+    )
+    words += (
+        " --query-id asked --queries-id nr --doc-id thing --documents-id key --fields title=name,tags --images none"
+    )
+    words += (
+        " --join-lists ; --first-position 0 --list-length 2 --bad-rows skip --max-unmatched 0.3 --spelling normalised"
+    )
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 0, result.output
+    pairs = pq.read_table(tmp_path / "out/qrels.parquet").to_pylist()
+    assert [(row["query_id"], row["doc_id"], row["score"]) for row in pairs] == [
+        ("1", "7", 100),
+        ("1", "8", 1),
+        ("2", "8", 1),
+    ]
+    assert pq.read_table(tmp_path / "out/documents.parquet")["tags"].to_pylist() == ["p;q", None]
+    assert "note: 1 query with an id of their own and the text of an earlier one" in result.output
+    assert "position 2 and those after it score 1 (as asked for" in result.output
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -823,6 +870,14 @@ def test_nan_in_json_is_missing(tmp_path: Path, field: str, literal: str) -> Non
         ("{score: a, position: b}", "found score and position columns; allowed: one of"),
         ("{label: a}", "a label column without gains"),
         ("{label: a, gains: {x: much}}", "gains, x: found 'much'; allowed: a number"),
+        (
+            "{documents: {title: a}, keep: [title]}",
+            "keep: the column 'title' has the name of a field that is read from 'a'",
+        ),
+        ("{keep: [split]}", "keep: found 'split', which has a meaning of its own"),
+        ("{spelling: loose}", "spelling: found 'loose'; allowed: normalised, verbatim"),
+        ("{first_position: 2}", "first_position: found 2; allowed: 0 or 1"),
+        ("{list_length: long}", "list_length: found 'long'; allowed: a whole number"),
         ("{documents: {i: a}, images: {i: b}}", "the document field 'i' is a text and a picture"),
         ("- a", "found ['a']; allowed: a mapping"),
         ("doc_id: a\nlabel: a\ngains:\n  x: 1_000\n", "map.yaml, line 4: gains, x: found '1_000'; allowed: a number"),

@@ -107,7 +107,7 @@ MISTAKES = [
     ("q1 0 d1 1\nq1 0 d2 high\n", "line 2, column 'relevance': 'high' is not a number"),
     ("q1 0 d1 nan\n", "line 1, column 'relevance': nan is not finite"),
     ("q1 0 d1 1e999\n", "line 1, column 'relevance': inf is not finite"),
-    ("q1 0 d1 1\nq2 0 d1 1\nq1 0 d1 2\n", "query 'q1' has document 'd1' twice: line 1 and line 3"),
+    ("q1 0 d1 1\nq2 0 d1 1\nq1 0 d1 2\n", "query 'q1' has document 'd1' twice: line 1 and line 3, with 1.0 and 2.0"),
     ("", "no judgments in the file"),
     ("\n \n", "no judgments in the file"),
 ]

@@ -103,7 +103,7 @@ def test_the_model_knows_what_stands_for_missing_fields(run: Path, shop: Path, t
         torch.testing.assert_close(model.fill_in.maps[pair].matrix, one.matrix, atol=1e-4, rtol=0)
     whole = train(config(shop, tmp_path / "left", missing_fields="leave_out"), progress=False)
     left = BiEncoder.load(whole)
-    assert (left.missing, left.fill_in) == ("leave_out", None)
+    assert (left.missing_fields, left.fill_in) == ("leave_out", None)
     assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())  # training is the same
     model.save(tmp_path / "again")
     assert not (whole / "model" / "fill_in.safetensors").exists()

@@ -65,9 +65,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="where the result files go, one a section")
     parser.add_argument("--minutes", type=float, default=8.0, help="of the whole run (default 8)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--size", choices=("full", "check"), default="full", help="check: seconds a section, no figures")
+    parser.add_argument(
+        "--size", choices=("full", "check"), default="full", help="check: seconds a section, no figures"
+    )
     names = [section.name for section in SECTIONS]
-    parser.add_argument("--sections", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}")
+    parser.add_argument(
+        "--sections", nargs="+", choices=names, metavar="NAME", help=f"only these of {', '.join(names)}"
+    )
     parser.add_argument(
         "--fashion", type=Path, default=FASHION, help=f"folder of fashion-small (default {FASHION}, where it is there)"
     )

@@ -202,7 +202,13 @@ def loops(record: Record, setting: Setting, catalogue: Catalogue, pixels: int, w
         needs=3,
         documents=documents,
     )
-    choices = [(workers, True, 2), (workers, False, 2), (workers, True, 4), (0, True, 2), (max(1, workers // 2), True, 2)]
+    choices = [
+        (workers, True, 2),
+        (workers, False, 2),
+        (workers, True, 4),
+        (0, True, 2),
+        (max(1, workers // 2), True, 2),
+    ]
     if not setting.full:
         choices = [(1, False, 2)]
     for count, pinned, prefetch in choices:

@@ -89,7 +89,9 @@ class Cells:
 
         kept = "recomputed by chunk" if recompute else "recomputed by layer" if checkpointing else "all kept"
         name = f"bare loop, {documents:,} documents, {precision}, {kept}, chunks of {rows:,}"
-        self._record.piece(name, work, needs=self._needs, documents=documents, precision=precision, kept=kept, chunk_rows=rows)
+        self._record.piece(
+            name, work, needs=self._needs, documents=documents, precision=precision, kept=kept, chunk_rows=rows
+        )
 
     def open_clip(self, documents: int) -> None:
         """The whole batch in one pass of each tower, and ``ClipLoss`` on what autocast gives."""
@@ -179,9 +181,7 @@ class Cells:
         measure(row, step, self._setting, repeats=REPEATS, warm_up=3)
 
 
-def stepper(
-    made: RankingObjective, batch: dict[str, Any], precision: str, setting: Setting
-) -> Callable[[], None]:
+def stepper(made: RankingObjective, batch: dict[str, Any], precision: str, setting: Setting) -> Callable[[], None]:
     """A step of the bare loop: forward under autocast, backward, clipping, fused AdamW; fp16 with its scaler."""
     optimiser = adamw(made, CONFIG)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]

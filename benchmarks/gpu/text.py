@@ -129,9 +129,7 @@ class Work:
             batch_sampler=_in_order,
         )
         pairs = datasets.Dataset.from_dict({"query": self._queries, "title": self._titles})
-        return self._trained(
-            SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=pairs, loss=loss)
-        )
+        return self._trained(SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=pairs, loss=loss))
 
     def _arguments(self, precision: str, steps: int) -> dict[str, Any]:
         return {

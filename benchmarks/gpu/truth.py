@@ -71,7 +71,12 @@ def losses(device: str) -> dict[str, float]:
     judged = judged_pairs(384, generator).to(device)
     return {
         f"{target}, {direction}": gcl_loss(
-            queries, documents, judged, 1 / 0.07, target=target, direction=direction  # type: ignore[arg-type]
+            queries,
+            documents,
+            judged,
+            1 / 0.07,
+            target=target,
+            direction=direction,  # type: ignore[arg-type]
         ).item()
         for target, direction in product(TARGETS, DIRECTIONS)
     }
@@ -175,7 +180,9 @@ class Runs:
         """The trained model's metrics on both devices."""
         model = self._whole["fp32", False]
         sides = {
-            device: value_of(_apart(self._setting, f"metrics-{device}", metrics, model, self._shop, self._cache, device))
+            device: value_of(
+                _apart(self._setting, f"metrics-{device}", metrics, model, self._shop, self._cache, device)
+            )
             for device in {"cpu", self._setting.device}
         }
         differences = {name: abs(value - sides["cpu"][name]) for name, value in sides[self._setting.device].items()}

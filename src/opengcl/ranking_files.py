@@ -563,7 +563,7 @@ def _collect(batches: Iterable[_Batch], source: str, place: Callable[[int], str]
     query_ids, query_codes = _unified(queries)
     doc_ids, doc_codes = _unified(documents)
     value = np.concatenate(values)
-    _check_unique(query_ids, query_codes, doc_ids, doc_codes, source, place)
+    _check_unique(query_ids, query_codes, doc_ids, doc_codes, value, source, place)
     if (np.diff(query_codes) < 0).any():
         order = np.argsort(query_codes, kind="stable")
         doc_codes, value = doc_codes[order], value[order]
@@ -581,7 +581,13 @@ def _unified(chunks: list[Any]) -> tuple[pa.StringArray, np.ndarray]:
 
 
 def _check_unique(
-    query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.ndarray, source: str, place: Callable[[int], str]
+    query_ids: Any,
+    query: np.ndarray,
+    doc_ids: Any,
+    document: np.ndarray,
+    value: np.ndarray,
+    source: str,
+    place: Callable[[int], str],
 ) -> None:
     key = query.astype(np.int64) * max(1, len(doc_ids)) + document
     ordered = np.sort(key)
@@ -590,7 +596,8 @@ def _check_unique(
         first, second = np.flatnonzero(key == ordered[twice[0]])[:2]
         raise RankingFileError(
             f"{source}: query {query_ids[query[first]].as_py()!r} has document "
-            f"{doc_ids[document[first]].as_py()!r} twice: {place(int(first))} and {place(int(second))}"
+            f"{doc_ids[document[first]].as_py()!r} twice: {place(int(first))} and {place(int(second))}, with "
+            f"{value[first]} and {value[second]}; allowed: each pair once"
         )
 
 

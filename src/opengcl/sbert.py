@@ -647,9 +647,7 @@ def _check_metrics(metrics: Sequence[str], k: int) -> None:
         raise ValueError(f"k is {k}; it must be at least 1")
 
 
-def _check_qrels(
-    queries: Mapping[str, Any], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, float]]
-) -> None:
+def _check_qrels(queries: Mapping[str, Any], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, Any]]) -> None:
     judged = {document: query for query, documents in qrels.items() for document in documents}
     for what, unknown in (("queries", set(qrels) - set(queries)), ("corpus", set(judged) - set(corpus))):
         if unknown:
@@ -671,7 +669,7 @@ def _check_qrels(
 
 
 def _by_field(
-    corpus: Mapping[str, str | Image | Mapping[str, str | Image | None]], fields: Mapping[str, float] | None
+    corpus: Mapping[str, Any], fields: Mapping[str, float] | None
 ) -> tuple[dict[str, tuple[list[int], list[str | Image]]], dict[str, float]]:
     """For each field the documents that have it and their values; and the fields' weights."""
     found: dict[str, tuple[list[int], list[str | Image]]] = {}
@@ -739,6 +737,7 @@ def _sides(columns: int) -> list[Side]:
 
 def _warn_of_missing_prompts(model: SentenceTransformer, features: Sequence[Mapping[str, Any]]) -> None:
     """Columns of texts that came without the prompt that the model's own encoding puts before them."""
+    model = getattr(model, "module", model)  # as several processes wrap it
     for column, side in zip(features, _sides(len(features)), strict=True):
         prompt = prompt_of(model, side)
         # Only a Transformer says how long a prompt was; what other modules made cannot be told.

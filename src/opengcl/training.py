@@ -30,7 +30,8 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
-from opengcl.data.problems import not_relevant_note
+from opengcl.data.problems import NO_FIELD, not_relevant_note
+from opengcl.devices import check_training_device
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
@@ -76,8 +77,10 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         TrainError: The folder holds a run and ``resume`` was not asked, or another process trains there, or settings or
             data differ on resume, or the disk is full or read-only, or the loss stopped being finite.
         CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
+        DeviceError: The machine lacks the device, or its arithmetic.
         ValueError: Settings that do not fit the data set or the model.
     """
+    check_training_device(config.device, config.precision)
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0
@@ -158,7 +161,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix, missing=config.missing_fields),
+        BiEncoder(encoder, mix, missing_fields=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
@@ -399,17 +402,20 @@ def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
 
 
 def _inputs(model: BiEncoder, dataset: RankedDataset, config: TrainConfig) -> tuple[Inputs, Inputs]:
-    limit = config.max_unreadable
-    queries = inputs_for(model, dataset.queries, "query", max_unreadable=limit)
-    return queries, inputs_for(model, dataset.documents, "document", max_unreadable=limit)
+    options: dict[str, Any] = {"strict": config.strict, "max_unreadable": config.max_unreadable}
+    queries = inputs_for(model, dataset.queries, "query", **options)
+    return queries, inputs_for(model, dataset.documents, "document", **options)
 
 
 def _check_skipped(dataset: RankedDataset, limit: float) -> None:
-    """Few rows may have been skipped or changed when the data set was opened (``strict: false``)."""
+    """Few rows may have been skipped or changed when the data set was opened (``strict: false``).
+
+    Those that only lack every field are left out like others that a model cannot read, whatever their share.
+    """
     for records in (dataset.queries, dataset.documents):
         for problem in dataset.problems:
             share = problem.count / (len(records) + problem.count)
-            if problem.file == records.file and share > limit:
+            if problem.file == records.file and problem.kind != NO_FIELD and share > limit:
                 raise TrainError(
                     f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
                 )

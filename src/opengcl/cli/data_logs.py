@@ -164,10 +164,13 @@ def from_logs(
     link_clicks: Annotated[
         float, typer.Option(help="Clicks that must link each position with higher ones to tell its bias.")
     ] = 20,
-    exposure_prior: Annotated[
+    no_exposure_prior: Annotated[
         bool,
-        typer.Option(help="Expect more of what was shown more, as far as the log's clicks bear it out (posterior)."),
-    ] = True,
+        typer.Option(
+            "--no-exposure-prior",
+            help="Do not expect more of what was shown more, though the log's clicks may bear it out (posterior).",
+        ),
+    ] = False,
     doc_id: Annotated[str | None, typer.Option(help="Catalogue column of the ids; doc_id by default.")] = None,
     fields: Annotated[
         str | None,
@@ -252,7 +255,7 @@ def from_logs(
             fit_impressions=fit_impressions,
             link_clicks=link_clicks,
             minimum_examinations=min_examinations,
-            exposure_prior=exposure_prior,
+            exposure_prior=not no_exposure_prior,
         ),
         doc_id=doc_id,
         fields=arguments.names(fields) if fields else None,

@@ -63,7 +63,8 @@ def train(
         str | None,
         typer.Option(
             help="Score to weight: constant, linear, reciprocal, reciprocal_sqrt, log, exponential[:decay=20], "
-            "piecewise:SCORE=WEIGHT,..., or package.module:function."
+            "piecewise:SCORE=WEIGHT,..., or package.module:function (installed, or in the current folder). A score of "
+            "0 or below has no weight. Default: exponential."
         ),
     ] = None,
     target: Annotated[
@@ -71,7 +72,8 @@ def train(
         typer.Option(
             "--target",
             "--targets",
-            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name.",
+            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name (installed, or in "
+            "the current folder). Default: ranked, since training knows every judged pair of a batch.",
         ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
@@ -197,7 +199,7 @@ def evaluate(
         document=parse_fields(fields) if fields else None,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        missing=missing_fields,  # type: ignore[arg-type] # checked there
+        missing_fields=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
     if told := described(opened.prompts):
@@ -359,7 +361,10 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
     from opengcl.data import RankedDataset
+    from opengcl.named_folders import no_such_folder
 
+    if not run.is_dir():
+        raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
 

@@ -105,9 +105,9 @@ class Report:
             lines.append(f"{name:<38}{getattr(self, name):>14,}")
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
         lines += [f"{what.replace('_', ' '):<38}{count:>14,}" for what, count in self.pictures.items() if count]
-        lines.append(f"{'share of the differences told':<38}{self.reliability:>14.2f}")
+        lines.append(f"{'share of differences that is told':<38}{self.reliability:>14.2f}")
         if self.exposure_slope:
-            lines.append(f"{'expected rate grows with exposure^':<38}{self.exposure_slope:>14.2f}")
+            lines.append(f"{'slope of rates by exposure':<38}{self.exposure_slope:>14.2f}")
         if self.propensities is not None:
             lines.append(f"examination by position ({self.propensities.source}):")
             theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]

@@ -264,7 +264,7 @@ class TeacherOptions(_Section):
     model: str
     """Folder or hub name."""
     scale: Literal["sigmoid", "query"] = "sigmoid"
-    """``sigmoid``: 100 times the sigmoid of its output; ``query``: from a query's lowest, 0, to its highest, 100."""
+    """``sigmoid``: 100 times the sigmoid of its output; ``query``: from a query's lowest, 1, to its highest, 100."""
     top: Positive | None = None
     batch_size: Positive = 32
     max_length: Positive | None = 256

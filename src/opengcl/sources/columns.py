@@ -23,7 +23,7 @@ _SEVERAL_ADDRESSES = r"^\s*(https?://\S*?)(?:\s*[,;|]\s*|\s+)https?://"
 """Addresses side by side in one text, as shop systems export a product's pictures."""
 
 
-def named(rows: pa.RecordBatch) -> pa.RecordBatch:
+def named(rows: pa.RecordBatch, file: str) -> pa.RecordBatch:
     """Rows with the names of Hugging Face's ``ClassLabel`` columns instead of their numbers; -1 is missing.
 
     The names are in the schema's metadata, in Parquet files too.
@@ -41,7 +41,9 @@ def named(rows: pa.RecordBatch) -> pa.RecordBatch:
         known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
         if pc.any(pc.invert(known)).as_py():
             wrong = numbers.filter(pc.invert(known))[0].as_py()
-            raise DataSetError(f"column '{name}': found the label {wrong}; allowed: 0 to {len(names) - 1}, of {names}")
+            raise DataSetError(
+                f"{file}, column '{name}': found the label {wrong}; allowed: 0 to {len(names) - 1}, which have names"
+            )
         rows = rows.set_column(place, name, pa.array(names, pa.large_string()).take(numbers))
     return rows
 

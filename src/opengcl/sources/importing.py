@@ -19,6 +19,7 @@ from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
 from opengcl.sources.positions import SCORE_RANGE, score_positions
+from opengcl.sources.repeated_pairs import SeveralScoresError
 from opengcl.sources.repeated_rows import settle_rows
 from opengcl.sources.score_range import Scores, check_zero, settled_scores
 from opengcl.sources.source import SIDES, Batch, Description, Side, Source
@@ -159,7 +160,11 @@ def _fill(
             max_unmatched=max_unmatched,
         )
 
-    counts |= settle(skip_unknown=skip, max_unmatched=options.max_unmatched)
+    try:
+        counts |= settle(skip_unknown=skip, max_unmatched=options.max_unmatched)
+    except SeveralScoresError as error:
+        texts = [name for name, kind in described.queries.items() if kind == "text"]
+        raise error.placed(source, made / "queries.parquet", texts, options.score_zero) from error
     notes += _about_spellings(counts, repeated)
     if "image" in described.documents.values():
         store, root, fields = work / "pictures", described.picture_root, dict(described.documents)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from opengcl.data import engine
 from opengcl.data.problems import DataSetError, ProblemLog, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID
+from opengcl.sources.repeated_pairs import Repeated, SeveralScoresError
 from opengcl.sources.source import SIDES
 from opengcl.sources.stage import SPELLING
 
@@ -67,7 +68,8 @@ def settle_pairs(
         ``pairs_without_queries`` and ``pairs_without_documents``, where there were such.
 
     Raises:
-        DataSetError: Pairs of unknown ids or with several scores, where they are not allowed, or no pair is left.
+        SeveralScoresError: Pairs with several scores, where these are not allowed.
+        DataSetError: Pairs of unknown ids, where these are not allowed, or no pair is left.
     """
     with engine.connect(spill, threads=threads) as database:
         for side in SIDES:
@@ -83,10 +85,10 @@ def settle_pairs(
         )
         of_one = _several_of_one_spelling(database) if several and spelled else several
         if of_one and repeated == "error":
-            raise DataSetError(_several_scores(database, of_one, spelled))
+            raise SeveralScoresError(of_one, _several_scores(database, spelled))
         if lost or merged or spelled:
             choice: RepeatedPairs = "max" if spelled and repeated == "error" else repeated
-            _rewrite(database, folder / "qrels.parquet", _CHOICES[choice])
+            _rewrite(database, folder / "qrels.parquet", choice)
         (pairs,) = _one_row(database, "SELECT count(*) FROM qrels")
     if not pairs:
         raise DataSetError("\n".join(["no judged pair is left", *map(str, log.problems())]))
@@ -143,23 +145,21 @@ def _several_of_one_spelling(database: duckdb.DuckDBPyConnection) -> int:
     return int(_one_row(database, f"SELECT count(*) FROM (SELECT DISTINCT * FROM ({within}))")[0])
 
 
-def _several_scores(database: duckdb.DuckDBPyConnection, count: int, spelled: bool) -> str:
+def _several_scores(database: duckdb.DuckDBPyConnection, spelled: bool) -> list[Repeated]:
+    spelling = f'"{SPELLING}"' if spelled else "NULL"
     found = database.sql(
-        "SELECT query_id, doc_id, list(score ORDER BY score) FROM qrels GROUP BY query_id, doc_id"
-        + (f', "{SPELLING}"' if spelled else "")
-        + " HAVING min(score) < max(score) ORDER BY 1, 2 LIMIT 5"
+        f"SELECT query_id, doc_id, list(score ORDER BY score), {spelling} FROM qrels GROUP BY query_id, doc_id, "
+        f"{spelling} HAVING min(score) < max(score) ORDER BY 1, 2 LIMIT {_EXAMPLES}"
     ).fetchall()
-    listed = "; ".join(f"{shown((query, document))} has {shown(scores)}" for query, document, scores in found)
-    return (
-        f"{count:,} pairs have several scores: {listed}. Allowed: one score a pair; or choose their max, mean or first "
-        "(repeated pairs)"
-    )
+    return [Repeated(*row) for row in found]
 
 
-def _rewrite(database: duckdb.DuckDBPyConnection, path: Path, score: str) -> None:
+def _rewrite(database: duckdb.DuckDBPyConnection, path: Path, choice: RepeatedPairs) -> None:
+    """One row a pair; what it has beside its score comes from the row with the highest for ``max``, else the first."""
     names = [name for name in pq.read_schema(path).names if name not in _NOT_OTHERS]
-    others = "".join(f', first("{_escaped(name)}" ORDER BY file_row_number) AS "{_escaped(name)}"' for name in names)
-    new = path.with_suffix(".new")
+    order = "score DESC, file_row_number" if choice == "max" else "file_row_number"
+    others = "".join(f', first("{_escaped(name)}" ORDER BY {order}) AS "{_escaped(name)}"' for name in names)
+    score, new = _CHOICES[choice], path.with_suffix(".new")
     database.sql(
         f"SELECT query_id, doc_id, {score} AS score{others} FROM qrels "
         "SEMI JOIN queries USING (query_id) SEMI JOIN documents USING (doc_id) "

@@ -81,7 +81,7 @@ class TableSource:
         for table, sides in parts.values():
             columns = [one for side in sides for one in mapping.columns_of(side, table.columns)]
             for rows in table.read(columns, progress=progress):
-                rows = replace(rows, batch=named(rows.batch))
+                rows = replace(rows, batch=named(rows.batch, table.name))
                 yield from (self._batch(side, rows, table.name, mapping, scores) for side in sides)
 
     def _batch(self, side: Side, rows: Rows, file: str, mapping: TableMapping, scores: _ScoreKinds) -> Batch:
