@@ -218,9 +218,9 @@ class DelimitedFile:
     def _place(self, column: str) -> int:
         header = self.dialect.header
         if column not in header:
-            raise DataSetError(f"{self.text.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.text.name}, column '{column}': missing; the file has {listed(self.columns)}")
         if header.count(column) > 1:
-            places = " and ".join(str(place) for place, one in enumerate(header, 1) if one == column)
+            places = listed([str(place) for place, one in enumerate(header, 1) if one == column])
             raise DataSetError(
                 f"{self.text.name}, column '{column}': found more than once in the header; allowed: once, "
                 f"where it is read (columns {places} have this name)"
@@ -280,6 +280,12 @@ class DelimitedFile:
 
     def _without_nulls(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         return without(batch, self.options.nulls)
+
+
+def listed(names: Sequence[str], most: int = 50) -> str:
+    """Names with commas between them, as many as a message can hold."""
+    shortened = ", ".join(one if len(one) <= 100 else shown(one) for one in names[:most])
+    return shortened if len(names) <= most else f"{shortened} and {len(names) - most:,} more"
 
 
 def without(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:

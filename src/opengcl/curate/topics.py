@@ -15,6 +15,7 @@ from opengcl.curate.config import QueryOptions
 from opengcl.curate.errors import CurateError
 from opengcl.curate.texts import one_line
 from opengcl.data.problems import DataSetError, shown
+from opengcl.delimited_text import listed
 from opengcl.json_rows import JsonFile
 from opengcl.sources.table_files import TableFile
 from opengcl.text_files import TextFile
@@ -67,7 +68,7 @@ def read_column(file: str, column: str | None) -> list[str]:
             columns = TableFile(path).columns
         column = column or (columns[0] if len(columns) == 1 else None)
         if column not in columns:
-            raise CurateError(f"{file}: found the column {shown(column)}; allowed: {', '.join(columns)}")
+            raise CurateError(f"{file}: found the column {shown(column)}; allowed: {listed(columns)}")
         values: list[Any] = [row.get(column) for row in _rows(path, [column], None)]
     else:
         values = _lines(path)
@@ -125,7 +126,7 @@ def _rows(path: Path, columns: Sequence[str] | None, most: int | None) -> list[d
         file = TableFile(path)
         found = file.columns
         if missing := [name for name in columns or () if name not in found]:
-            raise CurateError(f"{path}: found no column {shown(missing[0])}; it has {', '.join(found)}")
+            raise CurateError(f"{path}: found no column {shown(missing[0])}; it has {listed(found)}")
         wanted = list(columns) if columns else found
         rows = _objects(path, wanted) if file.format == "jsonl" else _table_rows(file, wanted)
         return list(islice(rows, most))
