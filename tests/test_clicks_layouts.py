@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +20,7 @@ import pytest
 
 from opengcl import cli
 from opengcl.clicks import LogOptions, from_logs
+from opengcl.clicks.files import open_log
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, Schema
 
@@ -460,7 +462,30 @@ def test_european_spreadsheets(command: Command, tmp_path: Path) -> None:
 # Feeds, encodings, quotes
 
 
-def test_stray_quotes_in_logs_and_catalogues(events: Rows, command: Command, tmp_path: Path) -> None:
+def test_nan_in_json_logs_is_missing(tmp_path: Path) -> None:
+    rows = ['{"doc_id": NaN, "position": 1.5}', '{"doc_id": "NaN", "position": NaN}', '{"doc_id": 7, "position": 2}']
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + "\n")
+    connection = duckdb.connect()
+    open_log(connection, tmp_path / "log.jsonl")
+    found = connection.sql("SELECT doc_id, position FROM log").fetchall()
+    assert found == [(None, 1.5), ("NaN", None), ("7", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("log.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("log.csv", b"PK\x03\x04\x14", "an Excel workbook"),
+        ("log.jsonl", b"<!DOCTYPE html>", "an HTML page"),
+    ],
+)
+def test_logs_of_another_kind_are_told_by_their_first_bytes(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataSetError, match=told):
+        open_log(duckdb.connect(), tmp_path / name)
+
+
+def test_stray_quotes_in_logs_and_catalogues(events: Rows, products: Path, command: Command, tmp_path: Path) -> None:
     header = list(events[0])
     lines = ["\t".join("" if row[name] is None else str(row[name]) for name in header) for row in events]
     titles = [f'p{one}\t"Lamp {one}' if one % 2 else f'p{one}\tLamp {one} 12"' for one in range(QUERIES * CANDIDATES)]

@@ -152,9 +152,9 @@ class Cells:
                 synchronise(self._setting.device)
                 row["profiled_seconds"] = time.perf_counter() - started
             events = profiler.key_averages()
-            on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+            on_host = [event for event in events if event.device_type.name == "CPU"]
             row["operations"] = calls(on_host, "device" if self._setting.on_gpu else "cpu")
-            kernels = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
+            kernels = [event for event in events if event.device_type.name != "CPU"]
             row["kernels"] = calls(kernels, "device")
             row["busy_seconds"] = sum(event.self_device_time_total for event in kernels) / 1e6
 

@@ -25,7 +25,7 @@ from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
 from opengcl.progress import progress_bar
-from opengcl.text_files import TextFile
+from opengcl.text_files import TextFile, refuse_foreign
 
 LOG, LISTS, DOCUMENTS = "log", "lists", "documents"
 """Names of the views in DuckDB."""
@@ -241,12 +241,25 @@ def _read(
     connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions | None
 ) -> duckdb.DuckDBPyRelation:
     names, kind = [str(one) for one in files], _format(files[0])
+    for path in files:
+        _refuse_foreign(path, kind)
     if kind == "csv":
         return _read_csv(connection, files, text or TextOptions())
     with reading(files[0]):
         if kind == "parquet":
             return connection.read_parquet(names)
         return _plain_texts(connection.read_json(names, format="auto"))
+
+
+def _refuse_foreign(path: Path, kind: str | None) -> None:
+    """Refuses a file whose first bytes are those of another kind."""
+    if kind != "parquet":
+        with TextFile(path).opened():
+            return
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head.startswith(b"PAR1"):
+        refuse_foreign(str(path), head)
 
 
 def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions) -> duckdb.DuckDBPyRelation:
@@ -282,11 +295,17 @@ def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: Te
 
 
 def _plain_texts(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without."""
+    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without.
+
+    NaN and infinities, which are no JSON but written by Python, are missing.
+    """
     plain = []
     for name, kind in zip(relation.columns, relation.types, strict=True):
         if str(kind) == "JSON":
-            plain.append(f"{quoted(name)} ->> '$' AS {quoted(name)}")
+            literal = f"CAST({quoted(name)} AS VARCHAR) IN ('NaN', 'Infinity', '-Infinity')"
+            plain.append(f"CASE WHEN NOT ({literal}) THEN {quoted(name)} ->> '$' END AS {quoted(name)}")
+        elif str(kind) in ("DOUBLE", "FLOAT"):
+            plain.append(f"CASE WHEN isfinite({quoted(name)}) THEN {quoted(name)} END AS {quoted(name)}")
         elif "JSON" in str(kind):
             form = json.dumps(_texts_within(kind)).replace("'", "''")
             plain.append(f"from_json(to_json({quoted(name)}), '{form}') AS {quoted(name)}")
