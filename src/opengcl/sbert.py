@@ -216,7 +216,9 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
             )
         if not self._prompts_checked:
             self._prompts_checked = True
-            _warn_of_missing_prompts(self.model, features)
+            # Under several processes the trainer puts the model wrapped into the loss.
+            wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+            _warn_of_missing_prompts(self.model.module if wrapped else self.model, features)
         if self.mini_batch_size is not None:
             cached: Tensor = CachedLossMixin.forward_cached(self, features, labels)
             return cached
