@@ -27,7 +27,7 @@ from opengcl.data import SPLITS
 from opengcl.evaluation import Evaluation
 from opengcl.training import make_batches
 
-SHARES = (0.05, 0.3)
+SHARES = (0.3, 0.05)
 SIDES: dict[str, dict[str, Any]] = {
     "clip": {"weights": "constant", "target": "diagonal", "direction": "both", "queries_per_doc": 0},
     "gcl": {},
@@ -68,8 +68,8 @@ def main() -> None:
 
 
 def _data(folder: Path, fashion: Path | None) -> Iterator[Data]:
-    shop = make_shop(folder / "shop", products=1500, queries=300, seed=0)
-    yield Data("synthetic-shop", shop, 256, 150, {"learning_rate": 1e-3})
+    shop = make_shop(folder / "shop", products=800, queries=250, seed=0)
+    yield Data("synthetic-shop", shop, 256, 120, {"learning_rate": 2e-3})
     if fashion is not None:
         yield Data("fashion-small", fashion, 1024, 100, {"learning_rate": 2e-3, "temperature": 0.03})
 

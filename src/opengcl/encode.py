@@ -6,6 +6,7 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from opengcl.prompts import Side
 Rows = Int[np.ndarray, " rows"]
 FIT_ROWS = 10_000
 """Documents that `fit_fill_in` encodes at most."""
+_told: WeakSet[BiEncoder] = WeakSet()
 logger = logging.getLogger(__name__)
 
 
@@ -186,10 +188,12 @@ def lacks_fields(model: BiEncoder, inputs: Inputs, rows: Rows) -> Bool[np.ndarra
 
 
 def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> None:
-    if side == "query" or model.missing_fields == "leave_out" or model.fill_in is not None:
+    """Says once a model that it leaves out what it should fill in."""
+    if side == "query" or model.missing_fields == "leave_out" or model.fill_in is not None or model in _told:
         return
     lacking = int(lacks_fields(model, inputs, rows).sum())
     if lacking:
+        _told.add(model)
         logger.warning(
             "%d of %d documents lack a field and are encoded by the others alone, as the model has not learned to fill "
             "it in: model.fill_in = opengcl.encode.fit_fill_in(model, documents, rows)",

@@ -36,6 +36,7 @@ from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks,
 from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, Limit, evaluate
+from opengcl.fill_in import FillIn
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
@@ -138,9 +139,8 @@ def _train(
         trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
-        if config.missing_fields == "fill_in" and len(model.mix.document) > 1:
-            seen = np.flatnonzero(dataset.splits.document_seen)
-            model.fill_in = fit_fill_in(model, dataset.documents, seen, inputs=inputs[1])
+        if _fills_in(model):
+            model.fill_in = _learned_fill_in(model, dataset, inputs[1])
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
@@ -191,6 +191,11 @@ class TrainingBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def documents(self) -> Inputs:
+        """The inputs of all documents."""
+        return self._inputs[1]
 
 
 class _EpochSampler:
@@ -270,8 +275,13 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Dev queries of the four splits; ``eval_ndcg@10`` is the mean over the splits."""
+        model = self._objective.model
+        if self._judged is not self._ranked and _fills_in(
+            model
+        ):  # else evaluate learns the same from its own documents
+            model = model.with_fill_in(_learned_fill_in(model, self._ranked, self.train_dataset.documents))
         evaluation = evaluate(
-            self._objective.model,
+            model,
             self._judged,
             part="dev",
             metrics=DEV_METRICS,
@@ -598,6 +608,14 @@ def _finished_model(
         "threads": torch.get_num_threads(),
     }
     return model
+
+
+def _fills_in(model: BiEncoder) -> bool:
+    return model.missing_fields == "fill_in" and len(model.mix.document) > 1
+
+
+def _learned_fill_in(model: BiEncoder, dataset: RankedDataset, documents: Inputs) -> FillIn:
+    return fit_fill_in(model, dataset.documents, np.flatnonzero(dataset.splits.document_seen), inputs=documents)
 
 
 def _write_results(
