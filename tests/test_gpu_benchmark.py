@@ -264,7 +264,7 @@ def test_a_section_that_dies_or_hangs_keeps_its_rows(tmp_path: Path, monkeypatch
 
     def dies(record: Record, given: Setting) -> None:
         one_row(record, given)
-        kill_myself()
+        record.piece("a second row", lambda _: kill_myself())
 
     def hangs(record: Record, given: Setting) -> None:
         one_row(record, given)
@@ -290,7 +290,7 @@ def test_a_section_that_dies_or_hangs_keeps_its_rows(tmp_path: Path, monkeypatch
         "hangs": "out of time",
         "works": "complete",
     }
-    assert found["dies"]["error"] == "ended by SIGKILL"
+    assert found["dies"]["error"] == "ended by SIGKILL, in 'a second row'"
     assert all(content["rows"] == [{"name": "a row", "seconds": [1.0]}] for content in found.values())
     assert "a row: 1000 ms" in runner.summary(out, sections)
 

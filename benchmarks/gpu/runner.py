@@ -110,7 +110,7 @@ def _one(section: Section, setting: Setting, out: Path, deadline: float) -> None
         content |= {
             "section": section.name,
             "ended": "failed" if ended.in_time else "out of time",
-            "error": ended.error,
+            "error": f"{ended.error}, in {content['now']!r}" if content.get("now") else ended.error,
             "log": ended.log,
         }
         put_json(file, content)
