@@ -871,7 +871,7 @@ def test_the_command_names_columns_and_says_what_it_decides(tmp_path: Path, monk
         ("2", "8", 1),
     ]
     assert pq.read_table(tmp_path / "out/documents.parquet")["tags"].to_pylist() == ["p;q", None]
-    assert "note: 1 query with an id of their own and the text of an earlier one" in result.output
+    assert "the text of an earlier query, but for its spelling, has another id in 1 query" in result.output
     assert "position 2 and those after it score 1 (as asked for" in result.output
 
 
