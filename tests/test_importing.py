@@ -317,8 +317,9 @@ def test_ids_are_named_for_each_table(tmp_path: Path) -> None:
         documents=[{"nr": "d1", "title": "x"}, {"nr": "d2", "title": "y"}],
     )
     mapping = TableMapping(query_id="question", queries_id="number", doc_id="thing", documents_id="nr")
-    data, _ = imported(tmp_path, files, mapping)
+    data, found = imported(tmp_path, files, mapping)
     assert pairs_of(data) == {("1", "d1"): 3, ("2", "d2"): 1}
+    assert "qrels.csv, column 'thing': white space around ids is removed in 1 row" in found.notes
     with pytest.raises(DataSetError, match=r"no column of the documents' table holds .*--documents-id.* nr, title"):
         imported(tmp_path / "x", files, replace(mapping, documents_id=None))
     with pytest.raises(DataSetError, match="queries_id: found without a table of queries"):
@@ -348,6 +349,18 @@ def test_ids_of_several_columns(tmp_path: Path) -> None:
     (note,) = [one for one in found.notes if "'title'" in one and "columns guessed" not in one]
     assert "documents, 'title': another value than in the first row of the id, which stays, in 1 row: " in note
     assert "id 'B1' has 'shoe' and then 'zapato'" in note
+
+
+def test_ids_of_queries_of_several_columns(tmp_path: Path) -> None:
+    files = tables_of(
+        tmp_path,
+        qrels=[{"lang": one, "nr": 1, "sku": "d", "score": n} for n, one in enumerate(("us", "es"), 1)],
+        queries=[{"locale": one, "id": 1, "query": text} for one, text in (("us", "shoe"), ("es", "zapato"))],
+        documents=[{"sku": "d", "title": "x"}],
+    )
+    data, _ = imported(tmp_path, files, TableMapping(query_id="lang+nr", queries_id="locale+id"))
+    assert pairs_of(data) == {("us:1", "d"): 1, ("es:1", "d"): 2}
+    assert dict(zip(data.queries.ids(), data.queries.texts("query", [0, 1]), strict=True))["es:1"] == "zapato"
 
 
 NUMBERS: dict[str, tuple[pa.Array, pa.Array, str | None]] = {
@@ -632,7 +645,7 @@ def test_zeros_that_are_no_positions_are_left_out(tmp_path: Path) -> None:
     assert len(made(tmp_path, rows, replace(PLACED, first_position=1), bad_rows="skip").qrels) == 3
 
 
-@pytest.mark.parametrize("wrong", ["1.5", "-1", "4000000000", "first", ""])
+@pytest.mark.parametrize("wrong", ["1.5", "-1", "true", "4000000000", "first", ""])
 def test_what_is_no_position_is_told(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(DataSetError, match="column 'p': unusable score in 1 row"):
         made(tmp_path, [*lists(3), {"q": "b", "sku": "s9", "name": "n", "p": wrong}], PLACED)
@@ -858,7 +871,7 @@ def test_the_command_names_columns_and_says_what_it_decides(tmp_path: Path, monk
         ("2", "8", 1),
     ]
     assert pq.read_table(tmp_path / "out/documents.parquet")["tags"].to_pylist() == ["p;q", None]
-    assert "note: 1 query with an id of their own and the text of an earlier one" in result.output
+    assert "the text of an earlier query, but for its spelling, has another id in 1 query" in result.output
     assert "position 2 and those after it score 1 (as asked for" in result.output
 
 

@@ -92,6 +92,15 @@ def ids(column: pa.Array, file: str, name: str, *, first: int = 0, trimmed: bool
     return pc.utf8_trim_whitespace(found) if trimmed else found
 
 
+def padded(column: pa.Array) -> int:
+    """In how many rows white space stands around a text."""
+    column = typed.plain(column)
+    if not typed.is_text(column.type):
+        return 0
+    found = typed.readable_texts(column)[0]
+    return int(pc.sum(pc.not_equal(found, pc.utf8_trim_whitespace(found))).as_py() or 0)
+
+
 def joined_ids(columns: Sequence[pa.Array]) -> pa.Array:
     r"""One id of several columns of ids: ``us:B00`` of ``us`` and ``B00``; null where one is missing.
 

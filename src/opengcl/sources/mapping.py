@@ -19,7 +19,7 @@ from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.query_text import normalised
-from opengcl.sources.columns import ids, joined_ids, labels, numbers, pictures, texts
+from opengcl.sources.columns import ids, joined_ids, labels, numbers, padded, pictures, texts, truths
 
 Spelling = Literal["normalised", "verbatim"]
 
@@ -349,6 +349,16 @@ class TableMapping:
         plain = self.spelling == "normalised"
         return self._of_distinct(rows, file, first, lambda texts: hashed(_normalised(texts) if plain else texts))
 
+    def padded_ids(self, side: str, rows: pa.RecordBatch) -> dict[str, int]:
+        """Id column of a side -> rows in which white space around the id is removed."""
+        if self.spelling != "normalised":
+            return {}
+        query, document = (self.queries_id or self.query_id, self.documents_id or self.doc_id)
+        names = {"queries": [query], "documents": [document], "qrels": [self.query_id, self.doc_id]}[side]
+        parts = [part for name in names if name is not None for part in id_columns(name, rows.schema.names)]
+        counts = {part: padded(rows.column(part)) for part in parts}
+        return {part: count for part, count in counts.items() if count}
+
     def spellings(self, rows: pa.RecordBatch, file: str, first: int = 0) -> pa.Array | None:
         """A 64-bit hash of how each row's query is spelled, where `merges_spellings`."""
         if not self.merges_spellings:
@@ -390,6 +400,7 @@ class TableMapping:
         least = 1 if self.first_position == 1 else 0
         in_range = pc.and_(pc.greater_equal(found, least), pc.less_equal(found, _LARGEST_POSITION))
         whole = pc.and_(in_range, pc.equal(found, pc.floor(found)))
+        whole = pc.and_(whole, pa.array(~truths(raw)))
         return pc.if_else(pc.fill_null(whole, False), found, pa.scalar(None, pa.float64()))
 
     def _splits(self, rows: pa.RecordBatch, file: str, first: int) -> pa.Array:
