@@ -21,9 +21,11 @@ from PIL import Image
 
 from opengcl import cli
 from opengcl.clicks import LogOptions, ScoreOptions, SupportOptions, from_logs, read_propensities
-from opengcl.clicks.counts import LONGEST_QUERY, normalised, query_id
+from opengcl.clicks.counts import LONGEST_QUERY, query_id
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
+from opengcl.data.engine import connect
+from opengcl.query_text import normalised
 
 QUERIES, CANDIDATES = 25, 20
 SHOP = Simulation(sessions=1, depth=6, ranker_noise=0.5)
@@ -371,14 +373,28 @@ def test_queries_are_compared_normalised() -> None:
     assert len(query_id("")) == 20
 
 
+def test_wrong_memory_and_threads_are_told(tmp_path: Path) -> None:
+    for options in ({"memory": "bogus"}, {"threads": -1}):
+        with pytest.raises(DataSetError, match=r"DuckDB cannot start: found memory .* allowed: a size such as 1GB"):
+            connect(tmp_path, **options)
+
+
 def test_propensities_from_files(tmp_path: Path) -> None:
-    for name, text in (("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"), ("b.json", "[1, 0.5, 0.25]")):
+    for name, text in (
+        ("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"),
+        ("b.json", "[1, 0.5, 0.25]"),
+        ("c.yaml", "[1, 5e-1, .25]"),
+    ):
         (tmp_path / name).write_text(text)
         assert read_propensities(tmp_path / name) == (1.0, 0.5, 0.25)
     for text, message in (
         ("1: 1\n3: 0.5\n", "positions 1, 3; allowed: 1, 2"),
-        ("some text", "found str"),
-        ("[a]", "list"),
+        ("some text", "found 'some text'; allowed: a list of numbers"),
+        ("[1, a]", "line 1: found 'a' at position 2; allowed: above 0, up to 1"),
+        ("1: 1\n2: 1_0\n", "line 2: found '1_0' at position 2; allowed: above 0, up to 1 .*underscores"),
+        ("yes: 1\n2: 0.5\n", "positions yes, 2; allowed: 1, 2"),
+        ("1: 1\n2: -1e-3\n", "line 2: found -0.001 at position 2"),
+        ("", "found nothing; allowed: a list"),
     ):
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(DataSetError, match=message):

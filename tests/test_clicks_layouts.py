@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
@@ -440,7 +441,42 @@ def test_propensities_are_checked_and_clipped(command: Command, tmp_path: Path) 
     assert "found 3,000 of 3,000 propensities below 0.2" in told
 
 
-# Feeds, encodings
+def test_european_spreadsheets(command: Command, tmp_path: Path) -> None:
+    """Semicolons and decimal commas give what commas and points give."""
+    rows, _ = bandit_rows(0, 3000, "random")
+    write_bandit(tmp_path, rows)
+    words = [*recipe("Open Bandit"), "--position-bias", "none"]
+    assert command(*words)[0] == 0
+    expected = qrels(tmp_path / "clicks")
+    text = (tmp_path / "all.csv").read_text()
+    assert ";" not in text
+    (tmp_path / "all.csv").write_text("sep=;\n" + text.replace(",", ";").replace(".", ","))
+    shutil.rmtree(tmp_path / "clicks")
+    code, _, told = command(*words)
+    assert code == 0, told
+    assert qrels(tmp_path / "clicks").equals(expected)
+
+
+# Feeds, encodings, quotes
+
+
+def test_stray_quotes_in_logs_and_catalogues(events: Rows, command: Command, tmp_path: Path) -> None:
+    header = list(events[0])
+    lines = ["\t".join("" if row[name] is None else str(row[name]) for name in header) for row in events]
+    titles = [f'p{one}\t"Lamp {one}' if one % 2 else f'p{one}\tLamp {one} 12"' for one in range(QUERIES * CANDIDATES)]
+    (tmp_path / "products.tsv").write_text("\n".join(["doc_id\ttitle", *titles]) + "\n")
+    (tmp_path / "log.tsv").write_text("\n".join(["\t".join(header), *lines]) + "\n", encoding="utf-8")
+    code, _, told = command("log.tsv", "--documents", "products.tsv", "--out", "out")
+    assert code == 2
+    assert "products.tsv, line " in told
+    assert ": a double quote opens a field" in told
+    assert "--no-quotes" in told
+    code, _, told = command("log.tsv", "--documents", "products.tsv", "--out", "out", "--no-quotes")
+    assert code == 0, told
+    found = pq.read_table(tmp_path / "out/documents.parquet").to_pylist()
+    for row in found:
+        number = int(row["doc_id"][1:])
+        assert row["title"] == (f'"Lamp {number}' if number % 2 else f'Lamp {number} 12"')
 
 
 def test_rows_without_a_query_have_the_one_that_is_given(

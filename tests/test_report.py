@@ -15,7 +15,7 @@ from opengcl.charts import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, bar_chart, l
 from opengcl.data.dataset import RankedDataset, write_dataset
 from opengcl.data.schema import Schema
 from opengcl.data.splits import SPLITS
-from opengcl.report import MINUS, _bins, metric_name, write_report
+from opengcl.report import EN_DASH, MINUS, _bins, metric_name, write_report
 from opengcl.run_folder import FILES, RunFolderError
 from opengcl.shown_queries import ideal_rows, judged_scores, pick_queries
 from opengcl.strip import CELL, HEADER, LABELS, MARGIN, ranking_strip
@@ -131,6 +131,45 @@ def test_numbers_with_and_without_a_baseline(world: World) -> None:
     alone = write_report(world.root / "run-a", world.dataset, out=world.root / "alone.html").read_text()
     assert cells(alone, "NDCG@10") == [["0.612"]] * 4
     assert "aseline" not in re.sub(r"<style>.*?</style>", "", alone, flags=re.S)
+
+
+FIELDS = {"documents": 0.25, "first": 0.591, "ideal_first": 0.031, "top10": 0.3, "ideal_top10": 0.05}
+
+
+def with_fields(run: Path, first: float) -> Path:
+    file = run / "metrics.json"
+    row = {**FIELDS, "first": first, "ndcg@10": 0.4321, "recall@100": None}
+    content = json.loads(file.read_text())
+    content["fields"] = {"zero_shot": {"image+title": row, HOSTILE: row}}
+    file.write_text(json.dumps(content))
+    return run
+
+
+def test_results_by_field_set_are_shown_where_there_are_some(world: World) -> None:
+    title = "Results by the fields that products have"
+    assert title not in page(world)
+    run = with_fields(world.root / "run-a", 0.591)
+    base = with_fields(world.root / "run-b", 0.652)
+    text = write_report(run, world.dataset, baseline=base).read_text(encoding="utf-8")
+    shown = text[text.index(title) : text.index("<h2>Training</h2>")]
+    assert "image + title" in shown
+    assert HOSTILE not in text
+    assert "<b>59.1%</b><small>65.2%</small>" in shown
+    assert "<td>3.1%</td>" in shown
+    assert "<b>0.432</b><small>0.432</small>" in shown
+    assert f"<b>{EN_DASH}</b>" in shown  # no recall
+    assert "image+title" not in text[text.index("Provenance</summary>") :]
+    alone = write_report(run, world.dataset).read_text(encoding="utf-8")
+    assert "<b>59.1%</b></td>" in alone
+
+
+@pytest.mark.parametrize("written", [3, {"s": 3}, {"s": {"image": 3}}, {"s": {"image": {"first": 1}}}])
+def test_malformed_results_by_field_set_are_named(world: World, written: object) -> None:
+    run = world.write_run("run-a", value=0.5)
+    content = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps({**content, "fields": written}))
+    with pytest.raises(RunFolderError, match=r"metrics\.json: 'fields' is not as expected"):
+        write_report(run, world.dataset)
 
 
 def test_a_loss_is_marked_as_such(world: World) -> None:

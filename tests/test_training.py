@@ -24,8 +24,9 @@ from transformers import TrainerCallback
 import opengcl.training
 from opengcl import BiEncoder, RankedDataset, TrainConfig, make_shop, train
 from opengcl.data import DataSetError
-from opengcl.encode import encode
+from opengcl.encode import encode, fit_fill_in
 from opengcl.evaluation import evaluate
+from opengcl.model import ModelError
 from opengcl.training import RankingTrainer, TrainError
 
 SPLITS = {"in_domain", "novel_query", "novel_document", "zero_shot"}
@@ -90,6 +91,26 @@ def test_the_best_checkpoint_is_the_model(run: Path, shop: Path) -> None:
         BiEncoder.load(run), RankedDataset.open(shop), part="dev", metrics=["ndcg@10"], depth=100
     ).splits()
     assert np.mean([row["ndcg@10"] for row in splits.values()]) == pytest.approx(best, abs=1e-9)
+
+
+def test_the_model_knows_what_stands_for_missing_fields(run: Path, shop: Path, tmp_path: Path) -> None:
+    model, dataset = BiEncoder.load(run), RankedDataset.open(shop)
+    assert model.fill_in is not None
+    assert set(model.fill_in.maps) == {("image", "title"), ("title", "image")}
+    # What it learned is what the final weights say about the seen documents.
+    again = fit_fill_in(model, dataset.documents, np.flatnonzero(dataset.splits.document_seen))
+    for pair, one in again.maps.items():
+        torch.testing.assert_close(model.fill_in.maps[pair].matrix, one.matrix, atol=1e-4, rtol=0)
+    whole = train(config(shop, tmp_path / "left", missing_fields="leave_out"), progress=False)
+    left = BiEncoder.load(whole)
+    assert (left.missing_fields, left.fill_in) == ("leave_out", None)
+    assert all(torch.equal(value, weights(whole)[name]) for name, value in weights(run).items())  # training is the same
+    model.save(tmp_path / "again")
+    assert not (whole / "model" / "fill_in.safetensors").exists()
+    damaged = tmp_path / "again" / "fill_in.safetensors"
+    damaged.write_bytes(damaged.read_bytes()[:-1] + b"x")
+    with pytest.raises(ModelError, match=r"fill_in\.safetensors: SHA-256 is [0-9a-f]{64}; opengcl\.json says"):
+        BiEncoder.load(tmp_path / "again")
 
 
 def test_reloading_gives_the_reported_numbers(run: Path, shop: Path) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -18,13 +19,17 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opengcl.data.schema import FieldType, Schema
-from opengcl.fields import check_fields, choose_fields, fuse
+from opengcl.devices import check_device
+from opengcl.fields import MISSING, Missing, check_fields, choose_fields, fuse
+from opengcl.fill_in import FillIn, FillInError
+from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
+from opengcl.named_folders import no_such_folder
+from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = get_args(Side)
-CARD = "opengcl.json"
-CARD_FORMAT = 1
+CARD, FILL_IN = "opengcl.json", "fill_in.safetensors"
+CARD_FORMAT = 2
+_READ_FORMATS = (1, 2)  # 1: from before missing fields were filled in
 _FIXED_WIDTH = ("siglip", "siglip2")
 logger = logging.getLogger(__name__)
 
@@ -100,11 +105,17 @@ class FieldMix:
 class BiEncoder(nn.Module):
     """One encoder for both sides; a row's vector is the normalised weighted mean of its fields' unit vectors.
 
+    A document's missing fields are filled in (`opengcl.fill_in`). A query's are left out of the mean: the documents of
+    one list are compared for one query, so that no query competes with another one that has more fields.
+
     Args:
         encoder: A sentence-transformers model that gives ``sentence_embedding``.
         mix: The fields of each side.
         logit_scale: ``1 / temperature`` it was trained with; kept for the record, not used to encode.
         provenance: What it was trained on and how; anything that JSON holds.
+        missing_fields: ``fill_in``, or ``leave_out`` for documents to be the mean of the fields that they have.
+        fill_in: Maps between the document fields, of `opengcl.encode.fit_fill_in`. Without them nothing is filled in,
+            but `opengcl.evaluate` fits them for itself where ``missing_fields`` is ``fill_in``.
     """
 
     def __init__(
@@ -114,12 +125,23 @@ class BiEncoder(nn.Module):
         *,
         logit_scale: float | None = None,
         provenance: Mapping[str, Any] | None = None,
+        missing_fields: Missing = "fill_in",
+        fill_in: FillIn | None = None,
     ) -> None:
         super().__init__()
+        if missing_fields not in MISSING:
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         self.encoder = encoder
         self.mix = mix
         self.logit_scale = logit_scale
         self.provenance = dict(provenance or {})
+        self.missing_fields: Missing = missing_fields
+        self.fill_in = fill_in if missing_fields == "fill_in" else None
+
+    @property
+    def prompts(self) -> dict[Side, str]:
+        """What goes before each text of a side; empty for nothing."""
+        return prompts_of(self.encoder)
 
     @property
     def device(self) -> torch.device:
@@ -145,9 +167,18 @@ class BiEncoder(nn.Module):
         return FieldEmbeddings(torch.stack(vectors), torch.stack([inputs[name]["present"] for name in names]))
 
     def fuse(self, fields: FieldEmbeddings, side: Side) -> Float[Tensor, "rows d"]:
-        """One unit vector a row from its fields."""
-        weights = torch.tensor(list(self.mix.weights(side).values()), device=fields.embeddings.device)
-        return fuse(fields.embeddings, fields.present, weights)
+        """One unit vector a row from its fields, those that a document lacks filled in."""
+        embeddings, present = fields.embeddings, fields.present
+        weights = self.mix.weights(side)
+        if side == "document" and self.fill_in is not None:
+            embeddings, present = self.fill_in(embeddings, present, weights)
+        return fuse(embeddings, present, torch.tensor(list(weights.values()), device=embeddings.device))
+
+    def with_fill_in(self, fill_in: FillIn) -> BiEncoder:
+        """The same model (the encoder is shared) with other maps between its document fields."""
+        view = BiEncoder(self.encoder, self.mix, logit_scale=self.logit_scale, provenance=self.provenance)
+        view.fill_in = fill_in
+        return view.train(self.training)
 
     def _encode_field(self, inputs: FieldInput, *, recompute: bool) -> Float[Tensor, "rows d"]:
         rows = len(inputs["present"])
@@ -174,9 +205,15 @@ class BiEncoder(nn.Module):
             "format": CARD_FORMAT,
             "query_fields": _described(self.mix, "query"),
             "document_fields": _described(self.mix, "document"),
+            "missing_fields": self.missing_fields,
+            "fill_in_sha256": None,
             "logit_scale": self.logit_scale,
             "provenance": self.provenance,
         }
+        (path / FILL_IN).unlink(missing_ok=True)
+        if self.fill_in is not None:
+            self.fill_in.save(path / FILL_IN)
+            card["fill_in_sha256"] = _sha256(path / FILL_IN)
         (path / CARD).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -187,6 +224,9 @@ class BiEncoder(nn.Module):
         *,
         query: Mapping[str, float] | None = None,
         document: Mapping[str, float] | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
+        missing_fields: Missing | None = None,
         device: str | None = None,
     ) -> BiEncoder:
         """A trained model, or any sentence-transformers model with fields chosen for a data set.
@@ -197,18 +237,31 @@ class BiEncoder(nn.Module):
             schema: Whose fields there are.
             query: Query field -> weight, for a model that has no card.
             document: Document field -> weight, likewise.
+            query_prompt: What goes before each query; None for the model's own prompt, empty for none.
+            document_prompt: What goes before each text of a document, likewise.
+            missing_fields: What becomes of fields that a document lacks: ``fill_in`` or ``leave_out``; when not given,
+                as the model was saved, and ``fill_in`` for one that has no card.
             device: Where to put it; the best there is when not given.
 
         Raises:
             ModelError: It cannot be opened, or fields were given for a model that brings its own.
+            PromptError: A prompt leaves no room for texts.
             ValueError: A field that the data set does not have.
         """
+        if missing_fields not in (None, *MISSING):
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
-            return cls(encoder, FieldMix.choose(encoder, schema, query, document))
-        if query is not None or document is not None:
+            mix = FieldMix.choose(encoder, schema, query, document)
+            model = cls(encoder, mix, missing_fields=missing_fields or "fill_in")
+        elif query is not None or document is not None:
             raise ModelError(f"{name} was trained with its own fields; leave fields out")
-        return cls.load(name, device=device)
+        else:
+            model = cls.load(name, device=device)
+            if missing_fields is not None and missing_fields != model.missing_fields:
+                model.missing_fields, model.fill_in = missing_fields, None
+        settle_prompts(model.encoder, query=query_prompt, document=document_prompt)
+        return model
 
     @classmethod
     def load(cls, path: str | Path, *, device: str | None = None) -> BiEncoder:
@@ -216,12 +269,27 @@ class BiEncoder(nn.Module):
 
         Raises:
             ModelError: No such folder, no card in it, or a card that cannot be read.
+            PromptError: A prompt leaves no room for texts.
         """
-        folder = model_folder(path)
-        if folder is None:
-            raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
-        mix, logit_scale, provenance = _read_card(folder / CARD)
-        return cls(open_encoder(str(folder), device=device), mix, logit_scale=logit_scale, provenance=provenance)
+        folder = trained_folder(path)
+        card = _read_card(folder / CARD)
+        maps = _checked_fill_in(folder / FILL_IN, card)
+        encoder = open_encoder(str(folder), device=device)
+        settle_prompts(encoder)
+        if "settings" in card.provenance and "prompts" not in card.provenance and any(prompts_of(encoder).values()):
+            logger.warning(
+                "%s was trained by a version that left the model's prompts out, and is now used with them: train it "
+                "again, or evaluate it with empty prompts (query_prompt and document_prompt '')",
+                folder,
+            )
+        return cls(
+            encoder,
+            card.mix,
+            logit_scale=card.logit_scale,
+            provenance=card.provenance,
+            missing_fields=card.missing_fields,
+            fill_in=_read_fill_in(maps, card.mix, encoder) if maps else None,
+        )
 
 
 def model_folder(path: str | Path) -> Path | None:
@@ -229,19 +297,66 @@ def model_folder(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
 
 
+def trained_folder(path: str | Path) -> Path:
+    """The folder with the card, as `model_folder`.
+
+    Raises:
+        ModelError: There is none; folders with a name alike are named.
+    """
+    folder = model_folder(path)
+    if folder is not None:
+        return folder
+    if not Path(path).is_dir():
+        raise ModelError(f"{path} holds no trained model: {no_such_folder(path)}")
+    if (Path(path) / "config.yaml").is_file():
+        raise ModelError(f"{path} holds a run that has not ended, so there is no model yet: train with --resume first")
+    raise ModelError(
+        f"{path} holds no trained model (it holds no {CARD}: it is neither a trained model nor a run folder)"
+    )
+
+
 def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model from a folder or the hub, safetensors only, no code of its own run.
 
+    A name that looks like a path is not asked of the hub, and any other is asked once.
+
     Raises:
         ModelError: It cannot be opened; the message says why.
+        DeviceError: There is no such device.
     """
+    check_device(device)
+    try:
+        kept = False if _is_model_folder(name) else find_on_hub(name)
+    except NoSuchModelError as error:
+        raise ModelError(f"model {name[:200]!r} cannot be opened: {error}") from None
     try:
         _check_modules(Path(name) / "modules.json")
-        encoder = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(
+            name, device=device, local_files_only=kept, model_kwargs={"use_safetensors": True}
+        )
         _pad_as_trained(encoder)
         return encoder
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _is_model_folder(name: str) -> bool:
+    """Whether a name is a folder here.
+
+    Raises:
+        NoSuchModelError: It is one, but without a model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return False
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        unfinished = (folder / "config.yaml").is_file()
+        raise NoSuchModelError(
+            "the run in this folder has not ended; train with --resume first"
+            if unfinished
+            else "the folder has neither modules.json nor config.json"
+        )
+    return True
 
 
 def _check_modules(file: Path) -> None:
@@ -276,11 +391,21 @@ def _described(mix: FieldMix, side: Side) -> dict[str, dict[str, Any]]:
     return {name: {"type": types[name], "weight": weight} for name, weight in mix.weights(side).items()}
 
 
-def _read_card(file: Path) -> tuple[FieldMix, float | None, dict[str, Any]]:
+@dataclass(frozen=True)
+class _Card:
+    mix: FieldMix
+    logit_scale: float | None
+    provenance: dict[str, Any]
+    missing_fields: Missing
+    fill_in_sha256: str | None
+
+
+def _read_card(file: Path) -> _Card:
     try:
         card = json.loads(file.read_text(encoding="utf-8"))
-        if card["format"] != CARD_FORMAT:
-            raise ModelError(f"{file}: format {card['format']!r}; this version reads {CARD_FORMAT}")
+        if card["format"] not in _READ_FORMATS:
+            allowed = " and ".join(map(str, _READ_FORMATS))
+            raise ModelError(f"{file}: format {card['format']!r}; this version reads {allowed}")
         sides = [card[f"{side}_fields"] for side in SIDES]
         weights = [check_fields({name: float(f["weight"]) for name, f in side.items()}) for side in sides]
         types = [{name: described["type"] for name, described in side.items()} for side in sides]
@@ -290,8 +415,36 @@ def _read_card(file: Path) -> tuple[FieldMix, float | None, dict[str, Any]]:
         scale = card["logit_scale"]
         if scale is not None and type(scale) not in (int, float):
             raise ModelError(f"{file}: logit_scale {scale!r}; allowed: a number or null")
-        return FieldMix(weights[0], weights[1], types[0], types[1]), scale, dict(card["provenance"])
+        missing = card.get("missing_fields", "leave_out")
+        if missing not in MISSING:
+            raise ModelError(f"{file}: missing_fields {missing!r}; allowed: {', '.join(MISSING)}")
+        mix = FieldMix(weights[0], weights[1], types[0], types[1])
+        return _Card(mix, scale, dict(card["provenance"]), missing, card.get("fill_in_sha256"))
     except (KeyError, TypeError, AttributeError, ValueError, RecursionError) as error:
         if isinstance(error, ModelError):
             raise
         raise ModelError(f"{file}: not a model card of this project ({type(error).__name__}: {error})") from error
+
+
+def _checked_fill_in(file: Path, card: _Card) -> Path | None:
+    """The file of maps that the card names by its hash; None where the model has none."""
+    if card.fill_in_sha256 is None:
+        return None
+    if not file.is_file():
+        raise ModelError(f"{file}: missing, but {CARD} names it; copy the model's folder whole")
+    found = _sha256(file)
+    if found != card.fill_in_sha256:
+        raise ModelError(f"{file}: SHA-256 is {found}; {CARD} says {str(card.fill_in_sha256)[:64]!r}")
+    return file
+
+
+def _read_fill_in(file: Path, mix: FieldMix, encoder: SentenceTransformer) -> FillIn:
+    try:
+        return FillIn.load(file, list(mix.document), encoder.get_embedding_dimension() or 0)
+    except FillInError as error:
+        raise ModelError(str(error)) from error
+
+
+def _sha256(file: Path) -> str:
+    with file.open("rb") as opened:
+        return hashlib.file_digest(opened, "sha256").hexdigest()

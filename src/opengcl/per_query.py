@@ -36,6 +36,11 @@ def per_query_path(report: str | Path) -> Path:
     return report.with_suffix(".parquet")
 
 
+def by_fields_path(per_query: Path) -> Path:
+    """Where the table of `opengcl.field_sets` lies: ``FILE.by_fields.parquet`` beside ``FILE.parquet``."""
+    return per_query.with_suffix(".by_fields.parquet")
+
+
 def per_query_table(
     split: str,
     query_ids: Sequence[str],

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Bool
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
+from opengcl.field_sets import MEASURES
 from opengcl.pages import Product, environment, first_texts, products, write_whole
+from opengcl.plain_yaml import write_yaml
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
 from opengcl.shown_queries import Pick, ideal_rows, judged_scores, pick_queries
 
@@ -38,6 +39,7 @@ METRIC_NAMES = {
     "rbp": "RBP",
     "recall": "Recall",
     "precision": "Precision",
+    "success": "Success",
     "mrr": "MRR",
     "map": "MAP",
 }
@@ -65,6 +67,15 @@ class SplitView:
     about: str
     queries: int
     primary: Number
+
+
+@dataclass(frozen=True)
+class FieldSetView:
+    """Results of a split's documents that have the same fields, by measure of `opengcl.field_sets`."""
+
+    split: str
+    fields: str
+    numbers: dict[str, Number]
 
 
 @dataclass(frozen=True)
@@ -113,7 +124,7 @@ def write_report(
         raise RunFolderError(f"{other.path} shares no evaluated query with {this.path}; are they of one data set?")
     metric = _primary_metric(this, other)
     page = (
-        environment(number=_number, signed=_signed, metric=metric_name)
+        environment(number=_number, signed=_signed, share=_share, metric=metric_name)
         .get_template("report.html")
         .render(_context(this, other, dataset, metric, note))
     )
@@ -140,15 +151,16 @@ def _context(this: Run, other: Run | None, dataset: RankedDataset, metric: str, 
         "metric": metric,
         "splits": _split_views(this, other, metric),
         "table": _table(this, other),
+        "field_sets": _field_set_views(this, other),
         "loss": _loss_chart(this),
         "dev": _dev_chart(this, metric),
         "frequency": _frequency_charts(this, other, metric),
         "queries": _query_views(this, other, dataset, metric),
         "picked": _how_picked(other, metric),
         "chart_size": (WIDTH, HEIGHT),
-        "score_range": (dataset.schema.score_min, dataset.schema.score_max),
-        "config": yaml.safe_dump(this.config, sort_keys=False, allow_unicode=True),
-        "provenance": yaml.safe_dump(_provenance(this, dataset), sort_keys=False, allow_unicode=True),
+        "score_range": dataset.schema.relevance_range,
+        "config": write_yaml(this.config),
+        "provenance": write_yaml(_provenance(this, dataset)),
     }
 
 
@@ -160,6 +172,10 @@ def metric_name(name: str) -> str:
 
 def _number(value: float | None) -> str:
     return EN_DASH if value is None else f"{value:.3f}"
+
+
+def _share(value: float | None) -> str:
+    return EN_DASH if value is None else f"{value:.1%}"
 
 
 def _signed(value: float | None) -> str:
@@ -216,6 +232,16 @@ def _table(this: Run, other: Run | None) -> list[tuple[str, list[Number]]]:
     splits = _ordered_splits(this)
     metrics = dict.fromkeys(name for split in splits for name in this.splits[split] if name != "queries")
     return [(metric, [_compare(this, other, split, metric) for split in splits]) for metric in metrics]
+
+
+def _field_set_views(this: Run, other: Run | None) -> list[FieldSetView]:
+    views = []
+    for split in (split for split in _ordered_splits(this) if split in this.fields):
+        for kind, row in this.fields[split].items():
+            base = {} if other is None else other.fields.get(split, {}).get(kind, {})
+            numbers = {name: Number(row[name], base.get(name)) for name in MEASURES}
+            views.append(FieldSetView(SPLIT_NAMES.get(split, (split, ""))[0], kind.replace("+", " + "), numbers))
+    return views
 
 
 def _loss_chart(this: Run) -> LineChart | None:
@@ -323,6 +349,7 @@ def _query_view(
         rows = [dataset.documents.row(doc_id) for doc_id in ids[pick.key][:LIST_LENGTH]]
         lists.append(RankedList(name, kind, values[pick.key], products(dataset, rows, judged)))
     best = ideal_rows(judged, dataset.splits.document_rows(split), k=LIST_LENGTH)
-    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, products(dataset, best, judged)))
+    value = 1.0 if ideal_is_one and best else None
+    lists.append(RankedList("Ideal order", "ideal", value, products(dataset, best, judged)))
     text = first_texts(dataset.queries, [query_row])[0] or query_id
     return QueryView(text, SPLIT_NAMES.get(split, (split, ""))[0], pairs, pick.reason, lists)

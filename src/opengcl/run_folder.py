@@ -1,7 +1,7 @@
 """Reading a run folder back: configuration, metrics, per-query values, ranked lists and training history."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,8 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from jaxtyping import Float, Int
+
+from opengcl.field_sets import MEASURES
+from opengcl.named_folders import no_such_folder
+from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
 KEY_COLUMNS = ("split", "query_id", "pairs")
@@ -51,6 +54,8 @@ class Run:
         path: The folder.
         config: config.yaml.
         splits: Split -> metric -> mean over its queries; `queries` is their number.
+        fields: Split -> field set -> measure -> mean, as `opengcl.field_sets` has them; empty where all documents have
+            the same fields.
         provenance: Everything else in metrics.json.
         per_query: per_query.parquet.
         history: Log entries of the training, oldest first.
@@ -59,6 +64,7 @@ class Run:
     path: Path
     config: dict[str, Any]
     splits: dict[str, dict[str, float]]
+    fields: dict[str, dict[str, dict[str, float | None]]]
     provenance: dict[str, Any]
     per_query: PerQuery
     history: list[dict[str, Any]]
@@ -70,6 +76,8 @@ def read_run(path: Path) -> Run:
     Raises:
         RunFolderError: A file is missing or not in the documented form.
     """
+    if not path.is_dir():
+        raise RunFolderError(no_such_folder(path))
     for name in FILES:
         if not (path / name).is_file():
             raise RunFolderError(f"{path / name} is missing; a run folder holds {', '.join(FILES)}")
@@ -83,7 +91,8 @@ def read_run(path: Path) -> Run:
         path=path,
         config=_read_config(path / "config.yaml"),
         splits=metrics["splits"],
-        provenance={key: value for key, value in metrics.items() if key != "splits"},
+        fields=_read_fields(path / "metrics.json", metrics.get("fields", {})),
+        provenance={key: value for key, value in metrics.items() if key not in ("splits", "fields")},
         per_query=_read_per_query(path / "per_query.parquet"),
         history=history,
     )
@@ -110,6 +119,20 @@ def read_lists(run: Path, keys: Collection[Key]) -> dict[Key, list[str]]:
     return {key: [document for _, document in sorted(entries)] for key, entries in ranked.items()}
 
 
+def _read_fields(file: Path, written: Any) -> dict[str, dict[str, dict[str, float | None]]]:
+    try:
+        return {
+            split: {
+                kind: {name: None if (value := row[name]) is None else float(value) for name in MEASURES}
+                for kind, row in kinds.items()
+            }
+            for split, kinds in written.items()
+        }
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        expected = f"split -> field set -> {', '.join(MEASURES)}"
+        raise RunFolderError(f"{file}: 'fields' is not as expected ({error!r}); expected {expected}") from error
+
+
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
@@ -119,12 +142,9 @@ def _read_json(file: Path) -> Any:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{file}: not YAML ({error})") from error
-    if not isinstance(config, Mapping):
-        raise RunFolderError(f"{file}: expected a mapping, found {type(config).__name__}")
-    return dict(config)
+        return read_yaml(file).mapping()
+    except YamlError as error:
+        raise RunFolderError(str(error)) from error
 
 
 def _read_per_query(file: Path) -> PerQuery:

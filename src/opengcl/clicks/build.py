@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +20,6 @@ import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
-import yaml
 from ibis.expr import types as ir
 
 from opengcl.clicks.catalogue_pictures import PictureOptions, bring_catalogue_pictures
@@ -32,8 +32,10 @@ from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOp
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
 from opengcl.data.new_folder import new_folder
-from opengcl.data.problems import DataSetError
+from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
+from opengcl.delimited_text import TextOptions
+from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.sources.bring_pictures import FAILURES
 
 _BATCH = 2048  # rows of documents at a time, which may hold pictures
@@ -128,6 +130,7 @@ def from_logs(
     pictures: PictureOptions | None = None,
     name: str | None = None,
     encoding: str = "utf-8",
+    text: TextOptions | None = None,
     memory: str = MEMORY,
     threads: int | None = None,
     progress: bool = True,
@@ -150,6 +153,7 @@ def from_logs(
         pictures: How pictures are brought in. Those that cannot be had are listed in ``picture_failures.parquet``.
         name: The data set's name; the folder's by default.
         encoding: Of the log's and lists' files that are text, as Python names it.
+        text: Dialect of the log, lists and catalogue where they are CSV or TSV; what it leaves open is found.
         memory: What DuckDB may hold before it spills beside ``out``.
         threads: How many DuckDB uses; all by default.
         progress: Whether steps show a progress bar on stderr.
@@ -171,9 +175,10 @@ def from_logs(
         connect(Path(spill), memory=memory, threads=threads) as connection,
         Steps(_STEPS, connection, show=progress) as steps,
     ):
-        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images)
-        table, files = _opened(connection, log, LOG, encoding, Path(spill))
-        of_lists, list_files = (None, []) if lists is None else _opened(connection, lists, LISTS, encoding, Path(spill))
+        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images, text=text)
+        opened = functools.partial(_opened, connection, encoding=encoding, text=text, spill=Path(spill))
+        table, files = opened(log, LOG)
+        of_lists, list_files = (None, []) if lists is None else opened(lists, LISTS)
         source = "the log" if isinstance(log, ir.Table) else str(log)
         steps.done()
         with reading(source):
@@ -262,12 +267,18 @@ def _unbound() -> Any:
 
 
 def _opened(
-    connection: duckdb.DuckDBPyConnection, source: Path | str | ir.Table, view: str, encoding: str, spill: Path
+    connection: duckdb.DuckDBPyConnection,
+    source: Path | str | ir.Table,
+    view: str,
+    *,
+    encoding: str,
+    text: TextOptions | None,
+    spill: Path,
 ) -> tuple[ir.Table, list[Path]]:
     """A log or its lists, and the files they are in."""
     if isinstance(source, ir.Table):
         return source, []
-    return open_log(connection, source, view=view, encoding=encoding, spill=spill)
+    return open_log(connection, source, view=view, encoding=encoding, text=text, spill=spill)
 
 
 def _count_rows(
@@ -414,18 +425,21 @@ def read_propensities(path: Path | str) -> tuple[float, ...]:
         DataSetError: If it cannot be read, holds anything else, or leaves a position out.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataSetError(f"{path}: cannot be read: {error}") from error
+        read = read_yaml(path)
+    except YamlError as error:
+        raise DataSetError(str(error)) from error
+    found = read.content
     if isinstance(found, dict):
-        positions = {int(key): value for key, value in found.items() if str(key).isdigit()}
+        positions = {int(key): value for key, value in found.items() if re.fullmatch("[0-9]{1,9}", key)}
         if len(positions) != len(found) or sorted(positions) != list(range(1, len(found) + 1)):
-            raise DataSetError(
-                f"{path}: found the positions {', '.join(map(str, found))}; allowed: 1, 2, ... without gaps"
-            )
+            told = ", ".join(key[:20] for key in list(found)[:10]) + (", ..." if len(found) > 10 else "")
+            raise DataSetError(f"{path}: found the positions {told}; allowed: 1, 2, ... without gaps")
         found = [positions[at] for at in sorted(positions)]
-    if not isinstance(found, list) or not all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in found
-    ):
-        raise DataSetError(f"{path}: found {type(found).__name__}; allowed: a list of numbers, from position 1 on")
+    if not isinstance(found, list):
+        told = "nothing" if found is None else shown(found)
+        raise DataSetError(f"{path}: found {told}; allowed: a list of numbers, from position 1 on")
+    for at, one in enumerate(found, start=1):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not 0 < one <= 1:
+            where = read.place((str(at if isinstance(read.content, dict) else at - 1),))
+            raise DataSetError(f"{where}: found {shown(one)} at position {at}; allowed: above 0, up to 1{advice(one)}")
     return tuple(map(float, found))

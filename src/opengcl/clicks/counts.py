@@ -8,7 +8,6 @@ What comes here is the log added up, so it is small whatever engine did that.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -22,6 +21,7 @@ from opengcl.clicks.losses import CELLS
 from opengcl.clicks.scores import Counted
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import DOCUMENT_ID
+from opengcl.query_text import normalised
 
 PAIRS = "pairs"
 """Table made here: the numbered pairs, with ``pair``, ``text`` and ``doc_id``."""
@@ -59,12 +59,6 @@ class SupportOptions:
         for name in ("query_impressions", "query_clicks", "pair_impressions"):
             if not getattr(self, name) >= 0:
                 raise DataSetError(f"{name}: found {getattr(self, name)}; allowed: 0 or more")
-
-
-def normalised(query: str) -> str:
-    """A query as it is compared: NFKC, case folded, white space single (Unicode, UAX 15 and 21)."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", query).casefold())
-    return " ".join(folded.split())
 
 
 def query_id(text: str) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError
+from opengcl.progress import progress_bar
 from opengcl.sources.table_files import Rows
 
 _ROWS = 1024
@@ -49,6 +49,10 @@ class HubTable:
             raise DataSetError(f"{self.name}: its columns are not known before reading")
         return list(self._data.column_names)
 
+    @property
+    def told(self) -> None:
+        """Nothing: `datasets` reads it."""
+
     def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
         """Its rows, as Arrow batches."""
         columns = list(dict.fromkeys(columns))
@@ -59,7 +63,7 @@ class HubTable:
             if isinstance(kind, datasets.Image):
                 data = data.cast_column(column, datasets.Image(decode=False))
         first = 0
-        with tqdm(desc=f"{self.name}: reading", unit=" rows", disable=not progress, delay=1.0) as bar:
+        with progress_bar(desc=f"{self.name}: reading", unit=" rows", show=progress, delay=1.0) as bar:
             for table in data.with_format("arrow").iter(batch_size=_ROWS):
                 for batch in table.select(columns).combine_chunks().to_batches():
                     yield Rows(batch, first)
