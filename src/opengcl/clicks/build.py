@@ -414,7 +414,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, tuple):
-        return list(value)
+        return [one if isinstance(one, str) else float(one) for one in value]
     return dict(value) if isinstance(value, dict) else value
 
 
