@@ -17,9 +17,11 @@ from typing import Any
 
 import httpx2
 import numpy as np
+import torch
 
 from opengcl.data import RankedDataset
 from opengcl.encode import encode
+from opengcl.fill_in import FieldMap, FillIn
 from opengcl.index import IndexSpec, model_fingerprint, open_store
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.serve import Settings
@@ -46,10 +48,22 @@ class Shop:
 
 
 def make_run(folder: Path, dataset: RankedDataset, *, seed: int = 0) -> Path:
-    """A saved model of a few thousand untrained parameters."""
+    """A saved model of a few thousand untrained parameters, with maps that fill in missing fields."""
     encoder = clip(seed=seed)
-    BiEncoder(encoder, FieldMix.choose(encoder, dataset.schema, document={"title": 0.3, "image": 0.7})).save(folder)
+    mix = FieldMix.choose(encoder, dataset.schema, document={"title": 0.3, "image": 0.7})
+    BiEncoder(encoder, mix, fill_in=any_maps(seed)).save(folder)
     return folder
+
+
+def any_maps(seed: int) -> FillIn:
+    """Maps between title and image that nothing was learned from."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator)
+
+    pairs = (("title", "image"), ("image", "title"))
+    return FillIn({pair: FieldMap(drawn(16), drawn(16), drawn(16, 16)) for pair in pairs})
 
 
 def make_shop(folder: Path, *, documents: int = 40) -> Shop:

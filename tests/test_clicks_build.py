@@ -19,11 +19,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from opengcl import cli
+from opengcl import cli, progress
 from opengcl.clicks import LogOptions, ScoreOptions, SupportOptions, from_logs, read_propensities
 from opengcl.clicks.counts import LONGEST_QUERY, query_id
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
+from opengcl.data.engine import connect
 from opengcl.query_text import normalised
 
 QUERIES, CANDIDATES = 25, 20
@@ -280,9 +281,14 @@ def test_values_need_their_kind(log: pa.Table, documents: Path, tmp_path: Path) 
 
 
 def test_the_bar_names_the_steps(
-    log: pa.Table, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    log: pa.Table,
+    documents: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pq.write_table(log, tmp_path / "log.parquet")
+    monkeypatch.setattr(progress, "_on_terminal", lambda _: True)
     report = from_logs(tmp_path / "log.parquet", documents, tmp_path / "out")
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -370,6 +376,12 @@ def test_queries_are_compared_normalised() -> None:
     assert normalised("cafe\u0301") == normalised("CAFÉ")
     assert query_id("red shoes") == query_id("red shoes") != query_id("red shoe")
     assert len(query_id("")) == 20
+
+
+def test_wrong_memory_and_threads_are_told(tmp_path: Path) -> None:
+    for options in ({"memory": "bogus"}, {"threads": -1}):
+        with pytest.raises(DataSetError, match=r"DuckDB cannot start: found memory .* allowed: a size such as 1GB"):
+            connect(tmp_path, **options)
 
 
 def test_propensities_from_files(tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import csv
 import json
 import shlex
+import shutil
 import sys
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,10 +20,11 @@ import pytest
 
 from opengcl import cli
 from opengcl.clicks import LogOptions, from_logs
+from opengcl.clicks.files import open_log
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, Schema
 
-QUERIES, CANDIDATES, LISTS = 6, 10, 300
+QUERIES, CANDIDATES, LISTS = 6, 10, 200
 SHOP = Simulation(sessions=1, depth=5, ranker_noise=0.5, session_noise=0.5)
 Rows = list[dict[str, Any]]
 DOCS = Path(__file__).parents[1] / "docs" / "clicks.md"
@@ -125,7 +128,7 @@ def test_a_row_a_result_with_columns_that_say_what_became_of_it(
 ) -> None:
     rows = [row for rows in lists_of(events).values() for row in flagged(rows)]
     if kind == "csv":
-        with open(tmp_path / "log.csv", "w", encoding="utf-8", newline="") as file:
+        with (tmp_path / "log.csv").open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, list(rows[0]))
             writer.writeheader()
             writer.writerows(rows)
@@ -155,7 +158,7 @@ def test_events_need_a_session(events: Rows, products: Path, command: Command, t
 # A row a list
 
 
-@pytest.mark.parametrize("form", ["structs", "triples", "parallel", "parallel parquet", "json text"])
+@pytest.mark.parametrize("form", ["structs", "triples", "parallel parquet", "json text"])
 def test_a_row_a_list(
     events: Rows, products: Path, plain: pa.Table, command: Command, tmp_path: Path, form: str
 ) -> None:
@@ -330,14 +333,14 @@ def test_user_behavior_insights(
              "query_response_hit_ids": [one["doc_id"] for one in kinds[0]]}
         )  # fmt: skip
         for name, rows in (("click", kinds[1]), ("purchase", kinds[2])):
-            for one in rows:
-                actions.append(
-                    {"application": "shop", "action_name": name, "query_id": session, "client_id": "c1",
-                     "session_id": "visit", "timestamp": "2026-02-25T10:00:05.000Z", "message_type": "INFO",
-                     "event_attributes": {
-                         "object": {"object_id": one["doc_id"], "object_id_field": "sku"},
-                         "position": {"ordinal": one["position"]}}}
-                )  # fmt: skip
+            actions += [
+                {"application": "shop", "action_name": name, "query_id": session, "client_id": "c1",
+                 "session_id": "visit", "timestamp": "2026-02-25T10:00:05.000Z", "message_type": "INFO",
+                 "event_attributes": {
+                     "object": {"object_id": one["doc_id"], "object_id_field": "sku"},
+                     "position": {"ordinal": one["position"]}}}
+                for one in rows
+            ]  # fmt: skip
     write_lines(tmp_path / "ubi_queries.ndjson", queries)
     write_lines(tmp_path / "ubi_events.ndjson", actions)
     (tmp_path / "products.csv").write_bytes(products.read_bytes())
@@ -379,11 +382,11 @@ def bandit_rows(seed: int, rounds: int, policy: str) -> tuple[Rows, np.ndarray]:
 
 
 def write_bandit(folder: Path, rows: Rows) -> None:
-    with open(folder / "all.csv", "w", encoding="utf-8", newline="") as file:
+    with (folder / "all.csv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    with open(folder / "item_context.csv", "w", encoding="utf-8", newline="") as file:
+    with (folder / "item_context.csv").open("w", encoding="utf-8", newline="") as file:
         lines = [[one, one, 0.5 - one, f"f{one}a", f"f{one}b", f"f{one}c"] for one in range(8)]
         writer = csv.writer(file)
         writer.writerow(["", "item_id", *(f"item_feature_{one}" for one in range(4))])
@@ -440,7 +443,65 @@ def test_propensities_are_checked_and_clipped(command: Command, tmp_path: Path) 
     assert "found 3,000 of 3,000 propensities below 0.2" in told
 
 
-# Feeds, encodings
+def test_european_spreadsheets(command: Command, tmp_path: Path) -> None:
+    """Semicolons and decimal commas give what commas and points give."""
+    rows, _ = bandit_rows(0, 3000, "random")
+    write_bandit(tmp_path, rows)
+    words = [*recipe("Open Bandit"), "--position-bias", "none"]
+    assert command(*words)[0] == 0
+    expected = qrels(tmp_path / "clicks")
+    text = (tmp_path / "all.csv").read_text()
+    assert ";" not in text
+    (tmp_path / "all.csv").write_text("sep=;\n" + text.replace(",", ";").replace(".", ","))
+    shutil.rmtree(tmp_path / "clicks")
+    code, _, told = command(*words)
+    assert code == 0, told
+    assert qrels(tmp_path / "clicks").equals(expected)
+
+
+# Feeds, encodings, quotes
+
+
+def test_nan_in_json_logs_is_missing(tmp_path: Path) -> None:
+    rows = ['{"doc_id": NaN, "position": 1.5}', '{"doc_id": "NaN", "position": NaN}', '{"doc_id": 7, "position": 2}']
+    (tmp_path / "log.jsonl").write_text("\n".join(rows) + "\n")
+    connection = duckdb.connect()
+    open_log(connection, tmp_path / "log.jsonl")
+    found = connection.sql("SELECT doc_id, position FROM log").fetchall()
+    assert found == [(None, 1.5), ("NaN", None), ("7", 2.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("log.parquet", b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        ("log.csv", b"PK\x03\x04\x14", "an Excel workbook"),
+        ("log.jsonl", b"<!DOCTYPE html>", "an HTML page"),
+    ],
+)
+def test_logs_of_another_kind_are_told_by_their_first_bytes(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(DataSetError, match=told):
+        open_log(duckdb.connect(), tmp_path / name)
+
+
+def test_stray_quotes_in_logs_and_catalogues(events: Rows, command: Command, tmp_path: Path) -> None:
+    header = list(events[0])
+    lines = ["\t".join("" if row[name] is None else str(row[name]) for name in header) for row in events]
+    titles = [f'p{one}\t"Lamp {one}' if one % 2 else f'p{one}\tLamp {one} 12"' for one in range(QUERIES * CANDIDATES)]
+    (tmp_path / "products.tsv").write_text("\n".join(["doc_id\ttitle", *titles]) + "\n")
+    (tmp_path / "log.tsv").write_text("\n".join(["\t".join(header), *lines]) + "\n", encoding="utf-8")
+    code, _, told = command("log.tsv", "--documents", "products.tsv", "--out", "out")
+    assert code == 2
+    assert "products.tsv, line " in told
+    assert ": a double quote opens a field" in told
+    assert "--no-quotes" in told
+    code, _, told = command("log.tsv", "--documents", "products.tsv", "--out", "out", "--no-quotes")
+    assert code == 0, told
+    found = pq.read_table(tmp_path / "out/documents.parquet").to_pylist()
+    for row in found:
+        number = int(row["doc_id"][1:])
+        assert row["title"] == (f'"Lamp {number}' if number % 2 else f'Lamp {number} 12"')
 
 
 def test_rows_without_a_query_have_the_one_that_is_given(
@@ -457,7 +518,8 @@ def test_rows_without_a_query_have_the_one_that_is_given(
 
 
 @pytest.mark.parametrize(
-    ("encoding", "kind"), [("cp1252", "csv"), ("latin-1", "jsonl"), ("utf-16", "csv"), ("utf-8-sig", "jsonl")]
+    ("encoding", "kind"),
+    [("cp1252", "csv"), ("utf-16", "jsonl"), pytest.param("mac-roman", "csv", marks=pytest.mark.slow)],
 )
 def test_logs_in_other_encodings(
     events: Rows, products: Path, plain: pa.Table, command: Command, tmp_path: Path, encoding: str, kind: str
@@ -468,7 +530,7 @@ def test_logs_in_other_encodings(
         lines = [json.dumps(row, ensure_ascii=False) for row in events]
     path.write_text("\n".join(lines) + "\n", encoding=encoding)
     base = (path.name, "--documents", str(products), "--out", "out")
-    if encoding in ("latin-1", "cp1252"):
+    if encoding == "cp1252":
         code, _, told = command(*base)
         assert code == 2
         assert "--encoding" in told
@@ -506,7 +568,7 @@ def broken(events: Rows, seed: int, change: Callable[[dict[str, Any]], dict[str,
 def test_clicks_without_impressions_are_refused_or_imply_them(
     events: Rows, products: Path, plain: pa.Table, command: Command, tmp_path: Path
 ) -> None:
-    rows = broken(events, 0, lambda row: None, "impression")
+    rows = broken(events, 0, lambda _: None, "impression")
     write_lines(tmp_path / "log.jsonl", rows)
     clicks = sum(row["event"] == "click" for row in rows)
     lost = clicks - len(
@@ -557,13 +619,13 @@ def test_positions_of_clicks_do_not_matter_where_there_are_impressions(
     events: Rows, products: Path, plain: pa.Table, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     write_lines(tmp_path / "log.jsonl", broken(events, 2, lambda row: row | change, "click"))
-    for name, options in (("out", LogOptions()), ("implied", LogOptions(imply_impressions=True))):
-        from_logs(tmp_path / "log.jsonl", products, tmp_path / name, columns=options, progress=False)
-        assert qrels(tmp_path / name).equals(plain)
+    options = LogOptions(imply_impressions=change["position"] is None)
+    from_logs(tmp_path / "log.jsonl", products, tmp_path / "out", columns=options, progress=False)
+    assert qrels(tmp_path / "out").equals(plain)
 
 
 def test_positions_from_zero_are_implied_too(events: Rows, products: Path, plain: pa.Table, tmp_path: Path) -> None:
-    rows = [row | {"position": row["position"] - 1} for row in broken(events, 3, lambda row: None, "impression")]
+    rows = [row | {"position": row["position"] - 1} for row in broken(events, 3, lambda _: None, "impression")]
     write_lines(tmp_path / "log.jsonl", rows)
     options = LogOptions(imply_impressions=True, first_position=0)
     from_logs(tmp_path / "log.jsonl", products, tmp_path / "out", columns=options, progress=False)

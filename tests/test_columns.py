@@ -341,11 +341,11 @@ def test_names_of_class_labels_are_known(tmp_path: Path) -> None:
 def test_numbers_without_a_class_label_are_an_error() -> None:
     told = json.dumps({"info": {"features": {"c": {"_type": "ClassLabel", "names": ["a"]}}}})
     schema = pa.schema([("c", pa.int64())], {"huggingface": told})
-    with pytest.raises(DataSetError, match=r"column 'c': found the label 3; allowed: 0 to 0"):
-        named(pa.RecordBatch.from_arrays([pa.array([0, 3])], schema=schema))
+    with pytest.raises(DataSetError, match=r"t, column 'c': found the label 3; allowed: 0 to 0"):
+        named(pa.RecordBatch.from_arrays([pa.array([0, 3])], schema=schema), "t")
     for broken in ("{", "[]", '{"info": {"features": {"c": 3}}}'):
         batch = pa.RecordBatch.from_arrays([pa.array([3])], schema=schema.with_metadata({"huggingface": broken}))
-        assert named(batch).column(0).to_pylist() == [3]
+        assert named(batch, "t").column(0).to_pylist() == [3]
 
 
 def test_lists_of_texts_are_joined_where_asked(tmp_path: Path) -> None:

@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
+import torch
 
 from opengcl.cli import arguments
 from opengcl.config import TEXT_SETTINGS, ConfigError, TrainConfig, load_config
 from opengcl.plain_yaml import write_yaml
+from opengcl.training import train
 
 BASE = {"data": "shop", "model": "tiny", "out": "run"}
 
@@ -45,6 +47,8 @@ def test_options_win_over_the_file_and_none_does_not(tmp_path: Path) -> None:
         ({"final_sampling_exponent": -1}, "final_sampling_exponent: found -1; allowed: from 0 to 2"),
         ({"queries_per_doc": 0, "final_sampling_exponent": 1}, "final_sampling_exponent is 1, but no documents are"),
         ({"batch_size": "many"}, "batch_size: found 'many'; allowed: a whole number"),
+        ({"device": "cuda:1"}, "device: found 'cuda:1'; allowed: cpu, cuda"),
+        ({"dim": 10**9}, "dim: found 1000000000; allowed: from 1 to 65536"),
         ({"batch_size": True}, "batch_size: found True; allowed: a whole number"),
         ({"learn_temperature": 1}, "learn_temperature: found 1; allowed: true or false"),
         ({"seed": -1}, "seed: found -1; allowed: from 0 to"),
@@ -220,3 +224,9 @@ def test_the_learning_rate_follows_the_model() -> None:
     assert TrainConfig(**BASE).peak_learning_rate == 1e-3
     assert TrainConfig(**{**BASE, "model": "some/encoder"}).peak_learning_rate == 2e-5
     assert TrainConfig(**BASE, learning_rate=0.5).peak_learning_rate == 0.5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
+    with pytest.raises(ConfigError, match="device: found cuda, which PyTorch does not see here; allowed: cpu"):
+        train(TrainConfig(**BASE, device="cuda"))

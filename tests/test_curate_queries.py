@@ -27,7 +27,7 @@ from opengcl.curate.llm import ChatModel
 from opengcl.curate.prompts import Prompt
 from opengcl.curate.queries import PROMPT_NAMES, QueryReply, QueryWriter, given_queries, query_id
 from opengcl.curate.rejects import Rejects
-from opengcl.curate.topics import Topic, read_topics
+from opengcl.curate.topics import Topic, read_column, read_topics
 from opengcl.near_duplicates import jaccard, shingles
 
 from .paid_services import KEY, THINGS, Fault, Services, completion, running
@@ -288,6 +288,17 @@ def test_topics_from_files(tmp_path: Path) -> None:
     assert "price" not in told
 
 
+def test_a_catalogue_with_stray_quotes_is_refused_and_other_layouts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('title,price\n"star lamp,3\nplain,2\n"moon lamp,1\n')
+    with pytest.raises(CurateError, match=r"p\.csv, line 2: a double quote opens a field"):
+        read_topics(QueryOptions(catalogue=str(tmp_path / "p.csv"), columns=["title"]), 0)
+    (tmp_path / "p.json").write_text('{"items": [{"title": "lamp", "price": 3.5}, {"title": "moon", "price": NaN}]}')
+    (sample,) = read_topics(QueryOptions(catalogue=str(tmp_path / "p.json")), 0)
+    assert set(sample.text.splitlines()[1:]) == {'{"title": "lamp", "price": 3.5}', '{"title": "moon"}'}
+    (tmp_path / "c.tsv").write_text("name;kind\nshoes;a\nlamps;b\n")
+    assert read_column(str(tmp_path / "c.tsv"), "name") == ["shoes", "lamps"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -296,7 +307,7 @@ def test_topics_from_files(tmp_path: Path) -> None:
         ({"categories": "c.parquet"}, "found the column None; allowed: a, b"),
         ({"categories": "c.parquet", "column": "x"}, "found the column 'x'; allowed: a, b"),
         ({"catalogue": "c.parquet", "columns": ["x"]}, "found no column 'x'; it has a, b"),
-        ({"catalogue": "empty.txt"}, "found the ending '.txt'; allowed: .parquet, .csv, .jsonl"),
+        ({"catalogue": "empty.txt"}, "found the ending '.txt'; allowed: .parquet, .csv, .tsv, .jsonl"),
         ({"catalogue": "broken.parquet"}, "broken.parquet: cannot be read"),
         ({"categories": "latin.txt"}, "latin.txt: cannot be read"),
     ],

@@ -78,7 +78,8 @@ OURS = [(where, words[words.index("opengcl") + 1 :]) for where, words in LINES i
 
 
 def option_names(command: Any) -> set[str]:
-    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return {name for name in names if name.startswith("-")}
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:

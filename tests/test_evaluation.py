@@ -243,7 +243,7 @@ def test_missing_fields_are_filled_in_as_the_seen_documents_tell(
 
 
 def leaving_out(model: BiEncoder) -> BiEncoder:
-    return BiEncoder(model.encoder, model.mix, missing="leave_out")
+    return BiEncoder(model.encoder, model.mix, missing_fields="leave_out")
 
 
 def test_filled_in_documents_against_a_loop(lacking: RankedDataset, model: BiEncoder) -> None:
@@ -293,8 +293,8 @@ def test_results_by_field_set_are_written_beside_the_others(
 
 
 def test_documents_with_the_same_fields_make_no_table(tmp_path: Path) -> None:
-    dataset = ranked(tmp_path / "toy", queries=12, documents=3, judged=3, seed=6)
-    assert all(dataset.documents.present(name, np.arange(3)).all() for name in ("title", "image"))
+    dataset = ranked(tmp_path / "toy", queries=12, documents=4, judged=4)
+    assert all(dataset.documents.present(name, np.arange(4)).all() for name in ("title", "image"))
     model = BiEncoder(clip(), FieldMix.choose(clip(), dataset.schema))
     found = evaluate(model, dataset, part="all")
     assert found.by_fields is None

@@ -317,8 +317,9 @@ def test_ids_are_named_for_each_table(tmp_path: Path) -> None:
         documents=[{"nr": "d1", "title": "x"}, {"nr": "d2", "title": "y"}],
     )
     mapping = TableMapping(query_id="question", queries_id="number", doc_id="thing", documents_id="nr")
-    data, _ = imported(tmp_path, files, mapping)
+    data, found = imported(tmp_path, files, mapping)
     assert pairs_of(data) == {("1", "d1"): 3, ("2", "d2"): 1}
+    assert "qrels.csv, column 'thing': white space around ids is removed in 1 row" in found.notes
     with pytest.raises(DataSetError, match=r"no column of the documents' table holds .*--documents-id.* nr, title"):
         imported(tmp_path / "x", files, replace(mapping, documents_id=None))
     with pytest.raises(DataSetError, match="queries_id: found without a table of queries"):
@@ -348,6 +349,18 @@ def test_ids_of_several_columns(tmp_path: Path) -> None:
     (note,) = [one for one in found.notes if "'title'" in one and "columns guessed" not in one]
     assert "documents, 'title': another value than in the first row of the id, which stays, in 1 row: " in note
     assert "id 'B1' has 'shoe' and then 'zapato'" in note
+
+
+def test_ids_of_queries_of_several_columns(tmp_path: Path) -> None:
+    files = tables_of(
+        tmp_path,
+        qrels=[{"lang": one, "nr": 1, "sku": "d", "score": n} for n, one in enumerate(("us", "es"), 1)],
+        queries=[{"locale": one, "id": 1, "query": text} for one, text in (("us", "shoe"), ("es", "zapato"))],
+        documents=[{"sku": "d", "title": "x"}],
+    )
+    data, _ = imported(tmp_path, files, TableMapping(query_id="lang+nr", queries_id="locale+id"))
+    assert pairs_of(data) == {("us:1", "d"): 1, ("es:1", "d"): 2}
+    assert dict(zip(data.queries.ids(), data.queries.texts("query", [0, 1]), strict=True))["es:1"] == "zapato"
 
 
 NUMBERS: dict[str, tuple[pa.Array, pa.Array, str | None]] = {
@@ -538,6 +551,20 @@ def test_pairs_of_merged_queries_follow_repeated_pairs(tmp_path: Path, choice: s
     assert pairs_of(data)[hashed(["red shoe"]) or "", "s1"] == pytest.approx(score)
 
 
+def test_positions_of_merged_queries_are_the_best_ones(tmp_path: Path) -> None:
+    rows = [
+        {"q": q, "sku": f"s{d}", "name": "n", "p": p}
+        for q, d, p in (("a", 1, 3), ("A", 1, 1), ("a", 2, 1), ("b", 3, 3))
+    ]
+    made(tmp_path, rows, replace(PLACED, list_length=3))
+    pairs = pq.read_table(tmp_path / "out/qrels.parquet").to_pylist()
+    assert [(row["doc_id"], row["score"], row["position"]) for row in pairs] == [
+        ("s1", 100, 1),
+        ("s2", 100, 1),
+        ("s3", 1, 3),
+    ]
+
+
 def test_several_scores_of_one_spelling_are_still_an_error(tmp_path: Path) -> None:
     rows = messy([1, 5, 2, 2, 3, 4])
     # Of the same pair other spellings are in lines 2 and 4 to 6.
@@ -618,7 +645,7 @@ def test_zeros_that_are_no_positions_are_left_out(tmp_path: Path) -> None:
     assert len(made(tmp_path, rows, replace(PLACED, first_position=1), bad_rows="skip").qrels) == 3
 
 
-@pytest.mark.parametrize("wrong", ["1.5", "-1", "4000000000", "first", ""])
+@pytest.mark.parametrize("wrong", ["1.5", "-1", "true", "4000000000", "first", ""])
 def test_what_is_no_position_is_told(tmp_path: Path, wrong: str) -> None:
     with pytest.raises(DataSetError, match="column 'p': unusable score in 1 row"):
         made(tmp_path, [*lists(3), {"q": "b", "sku": "s9", "name": "n", "p": wrong}], PLACED)
@@ -716,6 +743,138 @@ def test_the_command_imports_and_opens(tmp_path: Path, monkeypatch: pytest.Monke
     assert any((tmp_path / "cache").iterdir())
 
 
+# Text tables through the command
+
+LAMPS = (
+    "query\tproduct_id\ttitle\tscore\n"
+    'lamp\tA1\t"Star lamp\t3\nlamp\tA2\tplain\t2\nlamp\tA3\t"Moon lamp\t1\nlamp\tA4\tlast\t1\n'
+)
+
+
+def by_command(folder: Path, text: str, *words: str, name: str = "t.csv") -> tuple[str, dict[str, tuple[Any, float]]]:
+    """What the command prints, and document id -> (title, score); empty where it fails, with one sentence."""
+    (folder / name).write_bytes(text.encode())
+    arguments = ["data", "import", str(folder / name), "--out", str(folder / "out"), "--no-check", *words]
+    result = CliRunner().invoke(app, arguments)
+    if result.exit_code:
+        assert isinstance(result.exception, ValueError)
+        return str(result.exception), {}
+    titles = {row["doc_id"]: row["title"] for row in pq.read_table(folder / "out/documents.parquet").to_pylist()}
+    scores = {row["doc_id"]: row["score"] for row in pq.read_table(folder / "out/qrels.parquet").to_pylist()}
+    return result.output, {one: (title, scores[one]) for one, title in titles.items()}
+
+
+def test_titles_with_inch_marks_are_not_joined(tmp_path: Path) -> None:
+    told, found = by_command(tmp_path, LAMPS, name="lamps.tsv")
+    assert not found
+    assert "lamps.tsv, line 2: a double quote opens a field" in told
+    assert "--no-quotes" in told
+    told, found = by_command(tmp_path, LAMPS, "--no-quotes", name="lamps.tsv")
+    assert found == {"A1": ('"Star lamp', 3), "A2": ("plain", 2), "A3": ('"Moon lamp', 1), "A4": ("last", 1)}
+    assert "note: lamps.tsv: tab between fields, double quotes as part of the text" in told
+    provenance = yaml.safe_load((tmp_path / "out/dataset.yaml").read_text())["provenance"]
+    assert provenance["options"]["read_as"] == {"lamps.tsv": "tab between fields, double quotes as part of the text"}
+
+
+SPREADSHEETS: dict[str, tuple[str, tuple[str, ...], dict[str, float]]] = {
+    "european": ("query;sku;title;score\na;1;x;3,5\na;2;y, z;1\n", (), {"1": 3.5, "2": 1}),
+    "sep": ('sep=;\r\nquery;sku;title;score\r\na;1;"x;y";0,25\r\na;2;z;1\r\n', (), {"1": 0.25, "2": 1}),
+    "told": ("query;sku;title;score\na;1;x;1,234\na;2;y;1\n", ("--decimal", ","), {"1": 1.234, "2": 1}),
+    "quoted": ('query,sku,title,score\na,1,x,"3,5"\na,2,y,1\n', (), {"1": 3.5, "2": 1}),
+    "preamble": ("Report of May\n\nquery|sku|title|score\na|1|x|3\na|2|y|1\n", (), {"1": 3, "2": 1}),
+    "skipped": ("x,y\nquery,sku,title,score\na,1,x,3\na,2,y,1\n", ("--skip-lines", "1"), {"1": 3, "2": 1}),
+    "position": (
+        "query;sku;title;rank;w\na;1;x;1,0;0,5\na;2;y;2,0;0,5\n",
+        ("--list-length", "100"),
+        {"1": 100, "2": 99},
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "words", "scores"), SPREADSHEETS.values(), ids=list(SPREADSHEETS))
+def test_spreadsheets(tmp_path: Path, text: str, words: tuple[str, ...], scores: dict[str, float]) -> None:
+    told, found = by_command(tmp_path, text, *words)
+    assert {one: score for one, (_, score) in found.items()} == scores, told
+
+
+REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {
+    "thousands": (
+        "query;sku;title;score\na;1;x;1,234\na;2;y;2\n",
+        (),
+        "t.csv, line 2 holds '1,234'. Allowed: a finite number",
+    ),
+    "both signs": (
+        "query;sku;title;score\na;1;x;1,5\na;2;y;1.234\n",
+        ("--decimal", ","),
+        "t.csv, column 'score', line 3: found '1.234'; allowed: numbers with a decimal comma",
+    ),
+    "lines after fields of several": (
+        'query,sku,title,score\na,1,"x\ny",1\na,2,"z\n, b",2\na,3,w,much\n',
+        (),
+        "t.csv, line 6 holds 'much'",
+    ),
+    "no id": ("query,sku,title,score\na,1,x,1\na,,y,1\n", (), "null or empty id in 2 rows: t.csv, line 3"),
+    "null id": ("query,sku,title,score\na,1,x,1\na,NULL,y,1\n", ("--null", "NULL"), "null or empty id in 2 rows"),
+    "null score": ("query,sku,title,score\na,1,x,NA\n", ("--null", "NA"), "t.csv, line 2 holds None"),
+    "no field": ("query,sku,title,score\na,1,,1\n", (), "t.csv, line 2"),
+}
+
+
+@pytest.mark.parametrize(("text", "words", "told"), REFUSED.values(), ids=list(REFUSED))
+def test_refused_tables_name_the_line(tmp_path: Path, text: str, words: tuple[str, ...], told: str) -> None:
+    message, found = by_command(tmp_path, text, *words)
+    assert not found
+    assert told in message
+
+
+def test_ids_that_look_like_missing_values_are_pointed_out(tmp_path: Path) -> None:
+    told, found = by_command(tmp_path, "query,sku,title,score\na,NULL,x,1\na,2,y,1\nb,NULL,x,2\n")
+    assert sorted(found) == ["2", "NULL"]
+    assert "rows of t.csv have the doc_id 'NULL', which is kept as an id and looks like a missing value" in told
+    assert "(--null NULL reads it as one)" in told
+
+
+@pytest.mark.parametrize("field", ["query", "sku", "title", "score"])
+@pytest.mark.parametrize("literal", ["NaN", "Infinity", "-Infinity", "null"])
+def test_nan_in_json_is_missing(tmp_path: Path, field: str, literal: str) -> None:
+    good = {"query": '"a"', "sku": '"1"', "title": '"x"', "score": "1"}
+    bad = good | {"sku": '"2"', field: literal}
+    lines = "".join("{" + ", ".join(f'"{k}": {v}' for k, v in row.items()) + "}\n" for row in (good, bad))
+    told, found = by_command(tmp_path, lines, name="t.jsonl")
+    assert not found
+    assert "t.jsonl, line 2" in told
+    assert "NaN" not in told
+    assert "Infinity" not in told
+
+
+def test_the_command_names_columns_and_says_what_it_decides(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    table(tmp_path / "q.csv", [{"nr": 1, "text": "Red"}, {"nr": 2, "text": "red "}])
+    documents = {"key": ["7", "8"], "name": ["x", "y"], "image": ["a.png", "b.png"], "tags": [["p", "q"], []]}
+    pq.write_table(pa.table(documents), tmp_path / "d.parquet")
+    table(tmp_path / "r.csv", [{"asked": q, "thing": d, "rank": d - 7} for q, d in ((1, 7), (1, 8), (1, 9), (2, 8))])
+    words = (
+        f"data import {tmp_path}/r.csv --queries {tmp_path}/q.csv --documents {tmp_path}/d.parquet --out {tmp_path}/out"
+    )
+    words += (
+        " --query-id asked --queries-id nr --doc-id thing --documents-id key --fields title=name,tags --images none"
+    )
+    words += (
+        " --join-lists ; --first-position 0 --list-length 2 --bad-rows skip --max-unmatched 0.3 --spelling normalised"
+    )
+    result = CliRunner().invoke(app, words.split())
+    assert result.exit_code == 0, result.output
+    pairs = pq.read_table(tmp_path / "out/qrels.parquet").to_pylist()
+    assert [(row["query_id"], row["doc_id"], row["score"]) for row in pairs] == [
+        ("1", "7", 100),
+        ("1", "8", 1),
+        ("2", "8", 1),
+    ]
+    assert pq.read_table(tmp_path / "out/documents.parquet")["tags"].to_pylist() == ["p;q", None]
+    assert "the text of an earlier query, but for its spelling, has another id in 1 query" in result.output
+    assert "position 2 and those after it score 1 (as asked for" in result.output
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [
@@ -724,6 +883,14 @@ def test_the_command_imports_and_opens(tmp_path: Path, monkeypatch: pytest.Monke
         ("{score: a, position: b}", "found score and position columns; allowed: one of"),
         ("{label: a}", "a label column without gains"),
         ("{label: a, gains: {x: much}}", "gains, x: found 'much'; allowed: a number"),
+        (
+            "{documents: {title: a}, keep: [title]}",
+            "keep: the column 'title' has the name of a field that is read from 'a'",
+        ),
+        ("{keep: [split]}", "keep: found 'split', which has a meaning of its own"),
+        ("{spelling: loose}", "spelling: found 'loose'; allowed: normalised, verbatim"),
+        ("{first_position: 2}", "first_position: found 2; allowed: 0 or 1"),
+        ("{list_length: long}", "list_length: found 'long'; allowed: a whole number"),
         ("{documents: {i: a}, images: {i: b}}", "the document field 'i' is a text and a picture"),
         ("- a", "found ['a']; allowed: a mapping"),
         ("doc_id: a\nlabel: a\ngains:\n  x: 1_000\n", "map.yaml, line 4: gains, x: found '1_000'; allowed: a number"),

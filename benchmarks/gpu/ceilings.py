@@ -21,9 +21,7 @@ def run(record: Record, setting: Setting) -> None:
         ("float32 by TF32", torch.float32, True),
         ("fp16", torch.float16, False),
     ):
-        record.piece(
-            f"product, {name}", _product(setting, side, dtype, fast), needs=1, side=side, flop=2 * side**3
-        )
+        record.piece(f"product, {name}", _product(setting, side, dtype, fast), needs=1, side=side, flop=2 * side**3)
     # The shape of a tile of the loss: rows of a batch times the width of the vectors.
     rows, columns, width = (512, 32_768, 512) if setting.full else (16, 64, 32)
     for name, dtype in (("bf16", torch.bfloat16), ("float32", torch.float32)):
@@ -39,7 +37,9 @@ def run(record: Record, setting: Setting) -> None:
     numbers = 1 << 28 if setting.full else 1 << 16
     for name, pinned in (("pageable", False), ("pinned", True)):
         if setting.on_gpu:
-            record.piece(f"copy from the host, {name}", _from_host(numbers, pinned, setting), needs=1, bytes=4 * numbers)
+            record.piece(
+                f"copy from the host, {name}", _from_host(numbers, pinned, setting), needs=1, bytes=4 * numbers
+            )
         else:
             record.skip(f"copy from the host, {name}", "there is no GPU to copy to")
     record.piece("a launch", _launch(setting), needs=1)

@@ -112,9 +112,7 @@ def with_judged_pairs(pairs: int, setting: Setting) -> dict[str, Callable[[Vecto
     judged = judged_pairs(pairs, torch.Generator().manual_seed(0)).to(setting.device)
 
     def loss(vectors: Vectors) -> Tensor:
-        return gcl_loss(
-            vectors.queries, vectors.documents, judged, vectors.scale, target="ranked", direction="query"
-        )
+        return gcl_loss(vectors.queries, vectors.documents, judged, vectors.scale, target="ranked", direction="query")
 
     return {f"ours, ranked, {name}": in_format(name, loss) for name in ("float32", "TF32")}
 

@@ -89,7 +89,7 @@ def prepared(
     }
     starts = range(0, documents, chunk_rows)
     texts = sentences(documents, 4, documents)
-    chunks = [dict(text_features(encoder, texts[start : start + chunk_rows])) for start in starts]
+    chunks = [dict(text_features(encoder, texts[start : start + chunk_rows], "query")) for start in starts]
     pictures = []
     for start in starts:
         rows = min(chunk_rows, documents - start)
@@ -123,7 +123,9 @@ def objective(
     if checkpointing:
         for backbone in backbones(encoder):
             # The second is the name of transformers 5.17 and before, which the newer ones warn of.
-            enable = getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            enable = (
+                getattr(backbone, "activation_checkpointing_enable", None) or backbone.gradient_checkpointing_enable
+            )
             enable({"use_reentrant": False})
     mix = FieldMix({"query": 1.0}, {"image": 1.0}, {"query": "text"}, {"image": "image"})
     made = RankingObjective(BiEncoder(encoder, mix), target="diagonal", direction="both", recompute=recompute)

@@ -1,4 +1,4 @@
-"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps what it has."""
+"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps its rows."""
 
 from __future__ import annotations
 
@@ -61,6 +61,7 @@ class Record:
             "seconds": 0.0,
             "ended": "running",
             "error": None,
+            "now": None,
             "machine": machine(),
             "card": [],
             "skipped": [],
@@ -84,6 +85,8 @@ class Record:
             self.skip(name, f"{left:.0f} s were left of the section's time; it takes about {needs:.0f} s")
             return None
         row: Row = {"name": name, **about}
+        self.content["now"] = name
+        self.write()  # where the process is ended in it, the file says in what
         self.rows.append(row)
         try:
             work(row)
@@ -92,6 +95,7 @@ class Record:
         except Exception as error:  # whatever a library raises: the other rows are worth more than this one
             row["error"] = shortened(error)
         tidy_memory()
+        self.content["now"] = None
         self.write()
         return None if "error" in row or "out_of_memory" in row else row
 
@@ -173,7 +177,7 @@ def card() -> dict[str, str] | None:
     """What ``nvidia-smi`` reads of the first card; None where there is none."""
     try:
         asked = ["nvidia-smi", f"--query-gpu={','.join(CARD)}", "--format=csv,noheader", "--id=0"]
-        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout  # noqa: S607
+        told = subprocess.run(asked, capture_output=True, text=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
     values = [value.strip() for value in told.strip().split(",")]

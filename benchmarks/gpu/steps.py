@@ -89,7 +89,9 @@ class Cells:
 
         kept = "recomputed by chunk" if recompute else "recomputed by layer" if checkpointing else "all kept"
         name = f"bare loop, {documents:,} documents, {precision}, {kept}, chunks of {rows:,}"
-        self._record.piece(name, work, needs=self._needs, documents=documents, precision=precision, kept=kept, chunk_rows=rows)
+        self._record.piece(
+            name, work, needs=self._needs, documents=documents, precision=precision, kept=kept, chunk_rows=rows
+        )
 
     def open_clip(self, documents: int) -> None:
         """The whole batch in one pass of each tower, and ``ClipLoss`` on what autocast gives."""
@@ -144,12 +146,17 @@ class Cells:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._setting.on_gpu:
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            started = time.perf_counter()
             with torch.profiler.profile(activities=kinds) as profiler:
+                started = time.perf_counter()
                 step()
                 synchronise(self._setting.device)
-            row["profiled_seconds"] = time.perf_counter() - started
-            row["calls"] = calls(profiler, "device" if self._setting.on_gpu else "cpu")
+                row["profiled_seconds"] = time.perf_counter() - started
+            events = profiler.key_averages()
+            on_host = [event for event in events if event.device_type.name == "CPU"]
+            row["operations"] = calls(on_host, "device" if self._setting.on_gpu else "cpu")
+            kernels = [event for event in events if event.device_type.name != "CPU"]
+            row["kernels"] = calls(kernels, "device")
+            row["busy_seconds"] = sum(event.self_device_time_total for event in kernels) / 1e6
 
         name = f"profile, {documents:,} documents, bf16"
         self._record.piece(name, work, needs=2 * self._needs, documents=documents)
@@ -179,9 +186,7 @@ class Cells:
         measure(row, step, self._setting, repeats=REPEATS, warm_up=3)
 
 
-def stepper(
-    made: RankingObjective, batch: dict[str, Any], precision: str, setting: Setting
-) -> Callable[[], None]:
+def stepper(made: RankingObjective, batch: dict[str, Any], precision: str, setting: Setting) -> Callable[[], None]:
     """A step of the bare loop: forward under autocast, backward, clipping, fused AdamW; fp16 with its scaler."""
     optimiser = adamw(made, CONFIG)
     half = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": None}[precision]
@@ -201,12 +206,9 @@ def stepper(
     return step
 
 
-def calls(profiler: Any, side: str) -> list[dict[str, Any]]:
+def calls(events: list[Any], side: str) -> list[dict[str, Any]]:
     """The operations that take the most time themselves: their seconds, and how often they are called."""
-    found = [
-        (getattr(event, f"self_{side}_time_total", 0.0) / 1e6, event.key, event.count)
-        for event in profiler.key_averages()
-    ]
+    found = [(getattr(event, f"self_{side}_time_total", 0.0) / 1e6, event.key, event.count) for event in events]
     found.sort(reverse=True)
     total = sum(seconds for seconds, _, _ in found) or 1.0
     return [

@@ -60,7 +60,7 @@ def run(record: Record, setting: Setting) -> None:
     for number in range(REPEATS if setting.full else 1):
         for name, side in sides.items():
 
-            def whole(row: Row, name: str = name, side: Any = side) -> None:
+            def whole(row: Row, side: Any = side) -> None:
                 started = time.perf_counter()
                 found = side("bf16", work.steps)
                 synchronise(setting.device)
@@ -129,9 +129,7 @@ class Work:
             batch_sampler=_in_order,
         )
         pairs = datasets.Dataset.from_dict({"query": self._queries, "title": self._titles})
-        return self._trained(
-            SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=pairs, loss=loss)
-        )
+        return self._trained(SentenceTransformerTrainer(model=encoder, args=arguments, train_dataset=pairs, loss=loss))
 
     def _arguments(self, precision: str, steps: int) -> dict[str, Any]:
         return {

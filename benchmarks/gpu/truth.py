@@ -35,7 +35,7 @@ METRICS = ("ndcg@10", "recall@100", "map", "mrr")
 
 
 def run(record: Record, setting: Setting) -> None:
-    """Loss, a run that is killed, evaluation of its model, fp16's scaler; then run against run, and the same to the bit."""
+    """Loss, a run that is killed, evaluation of its model, fp16's scaler; then what depends on settings."""
     shop = make_shop(setting.scratch / "shop", products=600 if setting.full else 40, image_size=64)
     runs = Runs(record, setting, shop)
     record.piece("loss, CPU against GPU", lambda row: same_loss(row, setting), needs=4, allowed=LOSS_ALLOWED)
@@ -71,7 +71,12 @@ def losses(device: str) -> dict[str, float]:
     judged = judged_pairs(384, generator).to(device)
     return {
         f"{target}, {direction}": gcl_loss(
-            queries, documents, judged, 1 / 0.07, target=target, direction=direction  # type: ignore[arg-type]
+            queries,
+            documents,
+            judged,
+            1 / 0.07,
+            target=target,  # type: ignore[arg-type]
+            direction=direction,  # type: ignore[arg-type]
         ).item()
         for target, direction in product(TARGETS, DIRECTIONS)
     }
@@ -137,7 +142,7 @@ def _kill_after(step: int) -> None:
         started(trainer, *words)
         trainer.add_callback(_Kill(step))
 
-    RankingTrainer.__init__ = with_the_callback  # type: ignore[method-assign]
+    RankingTrainer.__init__ = with_the_callback  # type: ignore[method-assign,assignment]
 
 
 class Runs:
@@ -175,7 +180,9 @@ class Runs:
         """The trained model's metrics on both devices."""
         model = self._whole["fp32", False]
         sides = {
-            device: value_of(_apart(self._setting, f"metrics-{device}", metrics, model, self._shop, self._cache, device))
+            device: value_of(
+                _apart(self._setting, f"metrics-{device}", metrics, model, self._shop, self._cache, device)
+            )
             for device in {"cpu", self._setting.device}
         }
         differences = {name: abs(value - sides["cpu"][name]) for name, value in sides[self._setting.device].items()}

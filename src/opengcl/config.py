@@ -19,6 +19,7 @@ Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "constant"]
 FinalQueries = Literal["test", "dev"]
 _Read = TypeVar("_Read")
+_WIDEST = 65_536.0  # of a vector
 _LARGEST = float(2**40)  # beyond any machine, and finite
 _LISTS = ("full_row", "ranked")  # targets that normalise a query's documents, and so can do without the other direction
 
@@ -144,6 +145,7 @@ class TrainConfig:
             ("precision", get_args(Precision)),
             ("schedule", get_args(Schedule)),
             ("final_queries", get_args(FinalQueries)),
+            ("device", (None, "cpu", "cuda")),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
@@ -163,14 +165,14 @@ class TrainConfig:
             ("max_grad_norm", 0, _LARGEST),
             ("seed", 0, 2**32 - 1),
             ("mini_batch_size", 1, _LARGEST),
-            ("lora_rank", 1, _LARGEST),
+            ("lora_rank", 1, _WIDEST),
             ("evaluations", 0, _LARGEST),
             ("dev_queries", 1, _LARGEST),
             ("dev_documents", 1, _LARGEST),
             ("image_cache_gb", 0, _LARGEST),
             ("max_unreadable", 0, 1),
             ("workers", 0, 1024),
-            ("dim", 1, _LARGEST),
+            ("dim", 1, _WIDEST),
         )
         for name, low, high in ranges:
             value = getattr(self, name)

@@ -34,7 +34,7 @@ _SEPARATOR_LINE = re.compile(rb'"?sep=(.|\\t)"?\s*', re.IGNORECASE)
 
 _NUMBER = r"^\s*[+-]?(\d+[.,]?\d*|[.,]\d+)([eE][+-]?\d+)?\s*$"
 _POINT = r"\.\d"
-_DECIMAL_COMMA = r"^\s*[+-]?(\d*,(\d{1,2}|\d{4,})|0*,\d+|\d{4,},\d+)([eE][+-]?\d+)?\s*$"
+DECIMAL_COMMA = r"^\s*[+-]?(\d*,(\d{1,2}|\d{4,})|0*,\d+|\d{4,},\d+)([eE][+-]?\d+)?\s*$"
 """A comma with other than three digits after it, or nothing but zeros before it: no thousands are written so."""
 _ANY_COMMA = r"^\s*[+-]?\d*,\d+([eE][+-]?\d+)?\s*$"
 
@@ -218,9 +218,9 @@ class DelimitedFile:
     def _place(self, column: str) -> int:
         header = self.dialect.header
         if column not in header:
-            raise DataSetError(f"{self.text.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.text.name}, column '{column}': missing; the file has {listed(self.columns)}")
         if header.count(column) > 1:
-            places = " and ".join(str(place) for place, one in enumerate(header, 1) if one == column)
+            places = listed([str(place) for place, one in enumerate(header, 1) if one == column])
             raise DataSetError(
                 f"{self.text.name}, column '{column}': found more than once in the header; allowed: once, "
                 f"where it is read (columns {places} have this name)"
@@ -280,6 +280,12 @@ class DelimitedFile:
 
     def _without_nulls(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         return without(batch, self.options.nulls)
+
+
+def listed(names: Sequence[str], most: int = 50) -> str:
+    """Names with commas between them, as many as a message can hold."""
+    shortened = ", ".join(one if len(one) <= 100 else shown(one) for one in names[:most])
+    return shortened if len(names) <= most else f"{shortened} and {len(names) - most:,} more"
 
 
 def without(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:
@@ -571,7 +577,7 @@ def _best(looks: list[_Look]) -> _Look:
     several = [look for look in looks if look.fields > 1]
     whole = [look for look in several if look.fitting == 1]
     if whole:
-        return max(whole, key=lambda look: look.fields)
+        return max(whole, key=lambda look: (-look.preamble, look.fields))
     if several:
         return several[0] if several[0] is looks[0] else max(several, key=lambda look: (look.fitting, look.fields))
     return looks[0]
@@ -636,7 +642,7 @@ def _decimal(dialect: Dialect, sample: bytes, whole: bool) -> str:
     for column in table.columns:
         values = column.filter(pc.not_equal(pc.utf8_trim_whitespace(column), ""))
         if len(values) and pc.all(pc.match_substring_regex(values, _NUMBER)).as_py():
-            commas |= bool(pc.any(pc.match_substring_regex(values, _DECIMAL_COMMA)).as_py())
+            commas |= bool(pc.any(pc.match_substring_regex(values, DECIMAL_COMMA)).as_py())
             points |= bool(pc.any(pc.match_substring_regex(values, _POINT)).as_py())
     return COMMA if commas and not points else "."
 

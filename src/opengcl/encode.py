@@ -6,12 +6,14 @@ import itertools
 import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from weakref import WeakSet
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
 from opengcl.data import Records
+from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
 from opengcl.fill_in import MIN_ROWS, FillIn, Moments
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
@@ -22,10 +24,24 @@ from opengcl.prompts import Side
 Rows = Int[np.ndarray, " rows"]
 FIT_ROWS = 10_000
 """Documents that `fit_fill_in` encodes at most."""
+_told: WeakSet[BiEncoder] = WeakSet()
 logger = logging.getLogger(__name__)
 
 
-def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable: float = MAX_UNREADABLE) -> Inputs:
+def rows_with_fields(model: BiEncoder, records: Records, side: Side) -> Rows:
+    """Rows of a table that have any of a model's fields, ascending; a row of images has none for a model of texts."""
+    every = np.arange(len(records))
+    return np.flatnonzero(np.any([records.present(field, every) for field in model.mix.weights(side)], axis=0))
+
+
+def inputs_for(
+    model: BiEncoder,
+    records: Records,
+    side: Side,
+    *,
+    strict: bool = True,
+    max_unreadable: float = MAX_UNREADABLE,
+) -> Inputs:
     """The inputs of a table for a model's fields of one side.
 
     Pictures that a run has decoded for the same data set and processor are read from where they are kept.
@@ -34,29 +50,41 @@ def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable
         model: Whose fields.
         records: The table.
         side: Which side it is.
+        strict: Whether rows without any of the fields are an error. If not, they are left out: a warning counts and
+            names them, and `Inputs.usable` says which are left.
         max_unreadable: As in `Inputs`.
 
     Raises:
         ValueError: The table lacks a field of the model, or has it with another type, or has rows without any of the
-            fields; the message names them.
+            fields (if not ``strict``: has no other rows); the message names them.
     """
     for name, kind in model.mix.types(side).items():
         if records.fields.get(name) != kind:
             found = f"which is {records.fields[name]}" if name in records.fields else "which the data set lacks"
             raise ValueError(f"the model reads the {side} field {name!r} as {kind}, {found}")
     fields = list(model.mix.weights(side))
-    every = np.arange(len(records))
-    without = np.flatnonzero(~np.any([records.present(field, every) for field in fields], axis=0))
+    without = np.setdiff1d(np.arange(len(records)), rows_with_fields(model, records, side), assume_unique=True)
     if len(without):
-        named = ", ".join(map(repr, records.ids(without[:5])))
-        more = ", ..." if len(without) > 5 else ""
-        raise ValueError(
-            f"{len(without)} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
-            f"({side} {named}{more}); add a field that they have, or take them out of the data set"
-        )
+        _tell_of_rows_without(records, side, fields, without, strict=strict)
     inputs = Inputs(model.encoder, records, fields, side=side, max_unreadable=max_unreadable)
     inputs.use_kept_pictures()
     return inputs
+
+
+def _tell_of_rows_without(records: Records, side: Side, fields: list[str], without: Rows, *, strict: bool) -> None:
+    named = ", ".join(map(shown, records.ids(without[:EXAMPLES])))
+    told = (
+        f"{len(without):,} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
+        f"({side} {named}{', ...' if len(without) > EXAMPLES else ''})"
+    )
+    if len(without) == len(records):
+        raise ValueError(f"{told}; the model needs a field that they have")
+    if strict:
+        raise ValueError(
+            f"{told}; name a field that they have (--fields, --query-fields), or leave them out: --no-strict, "
+            "strict: false in a config, strict=False in Python"
+        )
+    logger.warning("%s; they are left out", told)
 
 
 def encode(
@@ -82,7 +110,7 @@ def encode(
         rows: Which rows, in the order of the result.
         inputs: Features made before (the training run's caches); made here when not given.
         into: float32 array to fill and return, such as a memory map that is larger than memory.
-        zero_unreadable: Give zeros, and no error, for a row that has nothing left but pictures that cannot be read.
+        zero_unreadable: Give zeros, and no error, for a row that has nothing that can be read.
         batch_size: Rows read and encoded at a time.
         progress: Show a bar on the first rank.
 
@@ -146,12 +174,10 @@ def fit_fill_in(
         present = gather_rows(part.present.T.to(torch.uint8).contiguous(), len(block)).T.bool()
         moments.add(whole.cpu(), present.cpu())
     found = moments.fit()
-    for pair in itertools.permutations(fields, 2):
-        if pair not in found.maps:
-            told = (
-                "document field %r cannot be filled in from %r: fewer than %d of the documents to learn from have both"
-            )
-            logger.warning(told, pair[1], pair[0], MIN_ROWS)
+    for one, other in itertools.combinations(fields, 2):
+        if (one, other) not in found.maps:
+            told = "%r and %r are not filled in from each other: fewer than %d of the seen documents have both"
+            logger.warning(told, one, other, MIN_ROWS)
     return found
 
 
@@ -162,10 +188,12 @@ def lacks_fields(model: BiEncoder, inputs: Inputs, rows: Rows) -> Bool[np.ndarra
 
 
 def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> None:
-    if side == "query" or model.missing == "leave_out" or model.fill_in is not None:
+    """Says once a model that it leaves out what it should fill in."""
+    if side == "query" or model.missing_fields == "leave_out" or model.fill_in is not None or model in _told:
         return
     lacking = int(lacks_fields(model, inputs, rows).sum())
     if lacking:
+        _told.add(model)
         logger.warning(
             "%d of %d documents lack a field and are encoded by the others alone, as the model has not learned to fill "
             "it in: model.fill_in = opengcl.encode.fit_fill_in(model, documents, rows)",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ class Evaluation:
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
     by_fields: pa.Table | None = None  # see `opengcl.field_sets`; None where all documents have the same fields
+    left_out: dict[str, int] = field(default_factory=dict)  # queries and documents that the model could not read
 
     @property
     def metrics(self) -> list[str]:
@@ -64,7 +65,7 @@ class Evaluation:
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         write_per_query(per_query, [self.per_query])
-        content = {"splits": self.splits(), "queries": self.part, **extra}
+        content = {"splits": self.splits(), "queries": self.part, "left_out": self.left_out, **extra}
         by_fields_path(per_query).unlink(missing_ok=True)
         if self.by_fields is not None:
             pq.write_table(self.by_fields, by_fields_path(per_query))
@@ -111,6 +112,10 @@ class Vectors:
         blocks = (places[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
         return rows[np.concatenate([self.matrix[block].any(1) for block in blocks])] if len(rows) else rows
 
+    def unreadable(self) -> int:
+        """How many have none."""
+        return len(self.rows) - len(self.readable(self.rows))
+
     def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where in ``matrix`` the vectors of some of the rows are."""
         return np.searchsorted(self.rows, rows)
@@ -133,7 +138,8 @@ def evaluate(
 
     Relevance is the judged score itself; unjudged documents have 0, and so have those judged below 0
     (`opengcl.metrics.relevance`), as in trec_eval. Splits without a query are left out, and so is, with a warning in
-    the log, what has nothing but pictures that cannot be read.
+    the log, what has nothing but pictures that cannot be read, and in a data set that was not opened strictly what has
+    none of the model's fields. A document that is left out is still judged, and counts as not found.
 
     Args:
         model: The model.
@@ -160,7 +166,10 @@ def evaluate(
         for split in query_rows:
             query_rows[split], document_rows[split] = limit.apply(dataset, query_rows[split], document_rows[split])
     trained = _training_pairs(dataset)
-    own = inputs or (inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document"))
+    own = inputs or (
+        inputs_for(model, dataset.queries, "query", strict=dataset.strict),
+        inputs_for(model, dataset.documents, "document", strict=dataset.strict),
+    )
     model = _ready_to_fill_in(model, dataset, own[1], np.concatenate(list(document_rows.values())))
     sets = _field_sets(model, dataset, own[1])
     per_query, results, by_fields = [], [], []
@@ -169,7 +178,7 @@ def evaluate(
         corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
         for split, rows in query_rows.items():
             rows, candidates = asked.readable(rows), corpus.readable(document_rows[split])
-            if len(candidates) == 0:
+            if len(candidates) == 0 or len(rows) == 0:
                 continue
             seen = bool(dataset.splits.document_seen[candidates[0]])
             with _RunFiles(runs, split) as files:
@@ -185,7 +194,10 @@ def evaluate(
                         by_fields.append(by_field_set(sets, split, candidates, *listed, pairs))
                     files.add(dataset, block, ranked, seen=seen)
     kinds = pa.concat_tables(by_fields) if by_fields else None
-    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part, kinds)
+    if not per_query:
+        raise ValueError(f"no query to evaluate: {', '.join(query_rows)} have none that the model can read")
+    left_out = {"queries": asked.unreadable(), "documents": corpus.unreadable()}
+    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part, kinds, left_out)
 
 
 def score_lists(
@@ -286,7 +298,7 @@ def _ready_to_fill_in(
     model: BiEncoder, dataset: RankedDataset, inputs: Inputs, rows: Int[np.ndarray, " rows"]
 ) -> BiEncoder:
     """The model, or the same with maps learned from the data set's seen documents where it needs and lacks them."""
-    if model.missing == "leave_out" or model.fill_in is not None or not lacks_fields(model, inputs, rows).any():
+    if model.missing_fields == "leave_out" or model.fill_in is not None or not lacks_fields(model, inputs, rows).any():
         return model
     seen = np.flatnonzero(dataset.splits.document_seen)
     return model.with_fill_in(fit_fill_in(model, dataset.documents, seen, inputs=inputs))

@@ -264,6 +264,8 @@ class _Reader:
             if end == len(self._buffer) and not self._whole and self._grow(size):
                 size *= 2
                 continue  # a number may go on
+            if end - self._place > LONGEST_LINE:
+                raise self._too_long()
             self._place = end
             return value
 
@@ -304,14 +306,16 @@ class _Reader:
         """Reads on until so many characters are ahead."""
         ahead = len(self._buffer) - self._place
         if ahead > LONGEST_LINE:
-            raise DataSetError(
-                f"{self._file.name}, line {self._at}: a value of over {LONGEST_LINE:,} characters, the limit"
-            )
+            raise self._too_long()
         wanted = max(size, 2 * ahead)
         grown = False
         while len(self._buffer) - self._place < wanted and self._more():
             grown = True
         return grown
+
+    def _too_long(self) -> DataSetError:
+        limit = f"over {LONGEST_LINE:,} characters, the limit of a value"
+        return DataSetError(f"{self._file.name}, line {self._at}: {limit}")
 
     def _more(self) -> bool:
         block = next(self._blocks, None)

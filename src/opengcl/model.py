@@ -19,9 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opengcl.data.schema import FieldType, Schema
+from opengcl.devices import check_device
 from opengcl.fields import MISSING, Missing, check_fields, choose_fields, fuse
 from opengcl.fill_in import FillIn, FillInError
+from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
+from opengcl.named_folders import no_such_folder
 from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
 CARD, FILL_IN = "opengcl.json", "fill_in.safetensors"
@@ -110,9 +113,9 @@ class BiEncoder(nn.Module):
         mix: The fields of each side.
         logit_scale: ``1 / temperature`` it was trained with; kept for the record, not used to encode.
         provenance: What it was trained on and how; anything that JSON holds.
-        missing: ``fill_in``, or ``leave_out`` for documents to be the mean of the fields that they have.
+        missing_fields: ``fill_in``, or ``leave_out`` for documents to be the mean of the fields that they have.
         fill_in: Maps between the document fields, of `opengcl.encode.fit_fill_in`. Without them nothing is filled in,
-            but `opengcl.evaluate` fits them for itself where ``missing`` is ``fill_in``.
+            but `opengcl.evaluate` fits them for itself where ``missing_fields`` is ``fill_in``.
     """
 
     def __init__(
@@ -122,18 +125,18 @@ class BiEncoder(nn.Module):
         *,
         logit_scale: float | None = None,
         provenance: Mapping[str, Any] | None = None,
-        missing: Missing = "fill_in",
+        missing_fields: Missing = "fill_in",
         fill_in: FillIn | None = None,
     ) -> None:
         super().__init__()
-        if missing not in MISSING:
-            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
+        if missing_fields not in MISSING:
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         self.encoder = encoder
         self.mix = mix
         self.logit_scale = logit_scale
         self.provenance = dict(provenance or {})
-        self.missing: Missing = missing
-        self.fill_in = fill_in if missing == "fill_in" else None
+        self.missing_fields: Missing = missing_fields
+        self.fill_in = fill_in if missing_fields == "fill_in" else None
 
     @property
     def prompts(self) -> dict[Side, str]:
@@ -202,7 +205,7 @@ class BiEncoder(nn.Module):
             "format": CARD_FORMAT,
             "query_fields": _described(self.mix, "query"),
             "document_fields": _described(self.mix, "document"),
-            "missing_fields": self.missing,
+            "missing_fields": self.missing_fields,
             "fill_in_sha256": None,
             "logit_scale": self.logit_scale,
             "provenance": self.provenance,
@@ -223,7 +226,7 @@ class BiEncoder(nn.Module):
         document: Mapping[str, float] | None = None,
         query_prompt: str | None = None,
         document_prompt: str | None = None,
-        missing: Missing | None = None,
+        missing_fields: Missing | None = None,
         device: str | None = None,
     ) -> BiEncoder:
         """A trained model, or any sentence-transformers model with fields chosen for a data set.
@@ -236,7 +239,8 @@ class BiEncoder(nn.Module):
             document: Document field -> weight, likewise.
             query_prompt: What goes before each query; None for the model's own prompt, empty for none.
             document_prompt: What goes before each text of a document, likewise.
-            missing: What becomes of fields that a document lacks; as the model was saved, else ``fill_in``, by default.
+            missing_fields: What becomes of fields that a document lacks: ``fill_in`` or ``leave_out``; when not given,
+                as the model was saved, and ``fill_in`` for one that has no card.
             device: Where to put it; the best there is when not given.
 
         Raises:
@@ -244,17 +248,18 @@ class BiEncoder(nn.Module):
             PromptError: A prompt leaves no room for texts.
             ValueError: A field that the data set does not have.
         """
-        if missing not in (None, *MISSING):
-            raise ValueError(f"missing_fields is {missing!r}; use one of {', '.join(MISSING)}")
+        if missing_fields not in (None, *MISSING):
+            raise ValueError(f"missing_fields is {missing_fields!r}; use one of {', '.join(MISSING)}")
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
-            model = cls(encoder, FieldMix.choose(encoder, schema, query, document), missing=missing or "fill_in")
+            mix = FieldMix.choose(encoder, schema, query, document)
+            model = cls(encoder, mix, missing_fields=missing_fields or "fill_in")
         elif query is not None or document is not None:
             raise ModelError(f"{name} was trained with its own fields; leave fields out")
         else:
             model = cls.load(name, device=device)
-            if missing not in (None, model.missing):
-                model.missing, model.fill_in = missing, None
+            if missing_fields is not None and missing_fields != model.missing_fields:
+                model.missing_fields, model.fill_in = missing_fields, None
         settle_prompts(model.encoder, query=query_prompt, document=document_prompt)
         return model
 
@@ -266,9 +271,7 @@ class BiEncoder(nn.Module):
             ModelError: No such folder, no card in it, or a card that cannot be read.
             PromptError: A prompt leaves no room for texts.
         """
-        folder = model_folder(path)
-        if folder is None:
-            raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+        folder = trained_folder(path)
         card = _read_card(folder / CARD)
         maps = _checked_fill_in(folder / FILL_IN, card)
         encoder = open_encoder(str(folder), device=device)
@@ -284,7 +287,7 @@ class BiEncoder(nn.Module):
             card.mix,
             logit_scale=card.logit_scale,
             provenance=card.provenance,
-            missing=card.missing,
+            missing_fields=card.missing_fields,
             fill_in=_read_fill_in(maps, card.mix, encoder) if maps else None,
         )
 
@@ -294,19 +297,66 @@ def model_folder(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
 
 
+def trained_folder(path: str | Path) -> Path:
+    """The folder with the card, as `model_folder`.
+
+    Raises:
+        ModelError: There is none; folders with a name alike are named.
+    """
+    folder = model_folder(path)
+    if folder is not None:
+        return folder
+    if not Path(path).is_dir():
+        raise ModelError(f"{path} holds no trained model: {no_such_folder(path)}")
+    if (Path(path) / "config.yaml").is_file():
+        raise ModelError(f"{path} holds a run that has not ended, so there is no model yet: train with --resume first")
+    raise ModelError(
+        f"{path} holds no trained model (it holds no {CARD}: it is neither a trained model nor a run folder)"
+    )
+
+
 def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model from a folder or the hub, safetensors only, no code of its own run.
 
+    A name that looks like a path is not asked of the hub, and any other is asked once.
+
     Raises:
         ModelError: It cannot be opened; the message says why.
+        DeviceError: There is no such device.
     """
+    check_device(device)
+    try:
+        kept = False if _is_model_folder(name) else find_on_hub(name)
+    except NoSuchModelError as error:
+        raise ModelError(f"model {name[:200]!r} cannot be opened: {error}") from None
     try:
         _check_modules(Path(name) / "modules.json")
-        encoder = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(
+            name, device=device, local_files_only=kept, model_kwargs={"use_safetensors": True}
+        )
         _pad_as_trained(encoder)
         return encoder
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _is_model_folder(name: str) -> bool:
+    """Whether a name is a folder here.
+
+    Raises:
+        NoSuchModelError: It is one, but without a model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return False
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        unfinished = (folder / "config.yaml").is_file()
+        raise NoSuchModelError(
+            "the run in this folder has not ended; train with --resume first"
+            if unfinished
+            else "the folder has neither modules.json nor config.json"
+        )
+    return True
 
 
 def _check_modules(file: Path) -> None:
@@ -346,7 +396,7 @@ class _Card:
     mix: FieldMix
     logit_scale: float | None
     provenance: dict[str, Any]
-    missing: Missing
+    missing_fields: Missing
     fill_in_sha256: str | None
 
 

@@ -137,7 +137,7 @@ class _Lines:
         self._initial, self._n, self._values, self._stream = done, done, "", stream
         self._began = time.monotonic()
         self._next = self._began + FIRST_LINE
-        self._written = False
+        self._told: float | None = None  # what the last line said to be done
 
     def update(self, n: float = 1) -> None:
         self._n += n
@@ -151,7 +151,7 @@ class _Lines:
         self._values = ", ".join(f"{name}={value}" for name, value in values.items())
 
     def close(self) -> None:
-        if self._written and self._next != float("inf"):
+        if self._told not in (None, self._n) and self._next != float("inf"):
             self._write()
         self._next = float("inf")
 
@@ -170,7 +170,7 @@ class _Lines:
             self._write()
 
     def _write(self) -> None:
-        self._written = True
+        self._told = self._n
         line = tqdm.format_meter(
             self._n,
             self._total,

@@ -31,7 +31,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from opengcl.data.problems import DataSetError, shown
-from opengcl.delimited_text import DelimitedFile, TextOptions, with_points
+from opengcl.delimited_text import DelimitedFile, TextOptions, listed, with_points
 from opengcl.json_rows import JsonFile
 from opengcl.text_files import LONGEST_LINE, TextFile, refuse_foreign
 
@@ -350,7 +350,7 @@ def _plain(file: JsonFile, line: int, value: Any) -> str | None:
     return repr(value)
 
 
-def _typed(path: Path, names: Sequence[str], columns: Sequence[pa.Array], lines: Sequence[int]) -> _Batch:
+def _typed(path: Path, names: Sequence[str], columns: Sequence[pa.Array], lines: Any) -> _Batch:
     """Texts as ids and numbers; `lines` has the line of each row."""
     query, document, value = (column.cast(pa.string()) for column in columns)
     trimmed = pc.utf8_trim_whitespace(value)
@@ -381,7 +381,7 @@ def _column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
     for name in wanted:
         if name in found:
             return name
-    raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted[:2]))}; found: {', '.join(found)}")
+    raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted[:2]))}; found: {listed(found)}")
 
 
 def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from opengcl.field_sets import MEASURES
+from opengcl.named_folders import no_such_folder
 from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
@@ -75,6 +76,8 @@ def read_run(path: Path) -> Run:
     Raises:
         RunFolderError: A file is missing or not in the documented form.
     """
+    if not path.is_dir():
+        raise RunFolderError(no_such_folder(path))
     for name in FILES:
         if not (path / name).is_file():
             raise RunFolderError(f"{path / name} is missing; a run folder holds {', '.join(FILES)}")

@@ -739,6 +739,7 @@ def _sides(columns: int) -> list[Side]:
 
 def _warn_of_missing_prompts(model: SentenceTransformer, features: Sequence[Mapping[str, Any]]) -> None:
     """Columns of texts that came without the prompt that the model's own encoding puts before them."""
+    model = getattr(model, "module", model)  # as several processes wrap it
     for column, side in zip(features, _sides(len(features)), strict=True):
         prompt = prompt_of(model, side)
         # Only a Transformer says how long a prompt was; what other modules made cannot be told.

@@ -30,11 +30,13 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
-from opengcl.data.problems import not_relevant_note
+from opengcl.data.problems import NO_FIELD, not_relevant_note
+from opengcl.devices import check_training_device
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
 from opengcl.evaluation import Evaluation, Limit, evaluate
+from opengcl.fill_in import FillIn
 from opengcl.inputs import Inputs, temporary_cache
 from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
@@ -76,8 +78,10 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         TrainError: The folder holds a run and ``resume`` was not asked, or another process trains there, or settings or
             data differ on resume, or the disk is full or read-only, or the loss stopped being finite.
         CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
+        DeviceError: The machine lacks the device, or its arithmetic.
         ValueError: Settings that do not fit the data set or the model.
     """
+    check_training_device(config.device, config.precision)
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0
@@ -135,9 +139,8 @@ def _train(
         trainer.take_best_weights()
         seconds = time.perf_counter() - started
         model = _finished_model(objective, config, dataset, trainer, seconds)
-        if config.missing_fields == "fill_in" and len(model.mix.document) > 1:
-            seen = np.flatnonzero(dataset.splits.document_seen)
-            model.fill_in = fit_fill_in(model, dataset.documents, seen, inputs=inputs[1])
+        if _fills_in(model):
+            model.fill_in = _learned_fill_in(model, dataset, inputs[1])
         evaluation = evaluate(model, judged, part=config.final_queries, inputs=judged_inputs, progress=progress)
     if rank() == 0:
         _write_results(out, model, judged, evaluation, trainer.state.log_history)
@@ -158,7 +161,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         for backbone in backbones(encoder):
             backbone.activation_checkpointing_enable({"use_reentrant": False})
     return RankingObjective(
-        BiEncoder(encoder, mix, missing=config.missing_fields),
+        BiEncoder(encoder, mix, missing_fields=config.missing_fields),
         target=read_target(config.target),
         direction=config.used_direction,
         combine=config.combine,
@@ -188,6 +191,11 @@ class TrainingBatches(Dataset[Batch]):
 
     def __len__(self) -> int:
         return len(self._batches)
+
+    @property
+    def documents(self) -> Inputs:
+        """The inputs of all documents."""
+        return self._inputs[1]
 
 
 class _EpochSampler:
@@ -267,8 +275,13 @@ class RankingTrainer(Trainer):  # type: ignore[misc]
 
     def evaluate(self, *_: Any, metric_key_prefix: str = "eval", **__: Any) -> dict[str, float]:
         """Dev queries of the four splits; ``eval_ndcg@10`` is the mean over the splits."""
+        model = self._objective.model
+        if self._judged is not self._ranked and _fills_in(
+            model
+        ):  # else evaluate learns the same from its own documents
+            model = model.with_fill_in(_learned_fill_in(model, self._ranked, self.train_dataset.documents))
         evaluation = evaluate(
-            self._objective.model,
+            model,
             self._judged,
             part="dev",
             metrics=DEV_METRICS,
@@ -399,17 +412,20 @@ def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
 
 
 def _inputs(model: BiEncoder, dataset: RankedDataset, config: TrainConfig) -> tuple[Inputs, Inputs]:
-    limit = config.max_unreadable
-    queries = inputs_for(model, dataset.queries, "query", max_unreadable=limit)
-    return queries, inputs_for(model, dataset.documents, "document", max_unreadable=limit)
+    options: dict[str, Any] = {"strict": config.strict, "max_unreadable": config.max_unreadable}
+    queries = inputs_for(model, dataset.queries, "query", **options)
+    return queries, inputs_for(model, dataset.documents, "document", **options)
 
 
 def _check_skipped(dataset: RankedDataset, limit: float) -> None:
-    """Few rows may have been skipped or changed when the data set was opened (``strict: false``)."""
+    """Few rows may have been skipped or changed when the data set was opened (``strict: false``).
+
+    Those that only lack every field are left out like others that a model cannot read, whatever their share.
+    """
     for records in (dataset.queries, dataset.documents):
         for problem in dataset.problems:
             share = problem.count / (len(records) + problem.count)
-            if problem.file == records.file and share > limit:
+            if problem.file == records.file and problem.kind != NO_FIELD and share > limit:
                 raise TrainError(
                     f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
                 )
@@ -592,6 +608,14 @@ def _finished_model(
         "threads": torch.get_num_threads(),
     }
     return model
+
+
+def _fills_in(model: BiEncoder) -> bool:
+    return model.missing_fields == "fill_in" and len(model.mix.document) > 1
+
+
+def _learned_fill_in(model: BiEncoder, dataset: RankedDataset, documents: Inputs) -> FillIn:
+    return fit_fill_in(model, dataset.documents, np.flatnonzero(dataset.splits.document_seen), inputs=documents)
 
 
 def _write_results(

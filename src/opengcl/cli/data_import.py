@@ -274,8 +274,8 @@ def import_data(
         typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
     if check and (same := same_queries(RankedDataset.open(out).queries)):
         arguments.say(
-            f"note: {number_of(same, 'query', 'queries')} with an id of their own and the text of an earlier one, but "
-            "for its spelling (opengcl data check names those on both sides of a split)"
+            "note: the text of an earlier query, but for its spelling, has another id in "
+            f"{number_of(same, 'query', 'queries')} (opengcl data check names those on both sides of a split)"
         )
     typer.echo(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html", err=True)
 

@@ -89,6 +89,25 @@ def from_logs(
         typer.Option(help="Share of a kind's events that may lack impression, session or the like; more is an error."),
     ] = 0.05,
     encoding: Annotated[str, typer.Option(help="Of a log that is text, as cp1252 or utf-16.")] = "utf-8",
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Of CSV and TSV: one character, or comma, tab, semicolon, pipe; found when not given."),
+    ] = None,
+    quotes: Annotated[
+        bool | None,
+        typer.Option(
+            "--quotes/--no-quotes",
+            help="Whether double quotes enclose fields of CSV and TSV, or are part of the texts, as inch marks are. By "
+            "default they enclose, and quotes that seem to join rows are refused.",
+        ),
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(help="Texts of CSV and TSV that mean a missing value, as NULL,N/A; only empty ones do."),
+    ] = None,
+    skip_lines: Annotated[
+        int | None, typer.Option(help="Lines of CSV and TSV before the header; found when not given.")
+    ] = None,
     time: Annotated[
         str | None,
         typer.Option(help="Log column of the time; needed for --half-life, --repeat-after, --since and --until."),
@@ -145,10 +164,13 @@ def from_logs(
     link_clicks: Annotated[
         float, typer.Option(help="Clicks that must link each position with higher ones to tell its bias.")
     ] = 20,
-    exposure_prior: Annotated[
+    no_exposure_prior: Annotated[
         bool,
-        typer.Option(help="Expect more of what was shown more, as far as the log's clicks bear it out (posterior)."),
-    ] = True,
+        typer.Option(
+            "--no-exposure-prior",
+            help="Do not expect more of what was shown more, though the log's clicks may bear it out (posterior).",
+        ),
+    ] = False,
     doc_id: Annotated[str | None, typer.Option(help="Catalogue column of the ids; doc_id by default.")] = None,
     fields: Annotated[
         str | None,
@@ -182,6 +204,7 @@ def from_logs(
     from opengcl.clicks import from_logs as run
     from opengcl.clicks.log import KINDS
     from opengcl.clicks.scores import VALUES
+    from opengcl.delimited_text import TextOptions
     from opengcl.fetch import FetchOptions
 
     names = KINDS | _assignments("--event", kind or [])
@@ -232,7 +255,7 @@ def from_logs(
             fit_impressions=fit_impressions,
             link_clicks=link_clicks,
             minimum_examinations=min_examinations,
-            exposure_prior=exposure_prior,
+            exposure_prior=not no_exposure_prior,
         ),
         doc_id=doc_id,
         fields=arguments.names(fields) if fields else None,
@@ -241,6 +264,7 @@ def from_logs(
         name=name,
         lists=lists,
         encoding=encoding,
+        text=TextOptions(delimiter, quotes, skip_lines=skip_lines, nulls=tuple(arguments.names(null)) if null else ()),
         memory=memory,
         threads=threads,
     )

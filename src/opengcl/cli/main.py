@@ -199,7 +199,7 @@ def evaluate(
         document=parse_fields(fields) if fields else None,
         query_prompt=query_prompt,
         document_prompt=document_prompt,
-        missing=missing_fields,  # type: ignore[arg-type] # checked there
+        missing_fields=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
     if told := described(opened.prompts):
@@ -248,8 +248,10 @@ def compare(
 
 @app.command()
 def metrics(
-    qrels: Annotated[Path, typer.Argument(help="Judgments: .parquet, .tsv, or TREC; float scores allowed.")],
-    run: Annotated[Path, typer.Argument(help="Results: .parquet, .tsv, or TREC.")],
+    qrels: Annotated[
+        Path, typer.Argument(help="Judgments: .parquet, .tsv, .csv, .json, .jsonl, or TREC; float scores allowed.")
+    ],
+    run: Annotated[Path, typer.Argument(help="Results: in the same formats.")],
     names: Annotated[str | None, typer.Option("--metrics", help="With commas; default the usual ones.")] = None,
     compat: Annotated[str | None, typer.Option(help="gcl: the numbers of Marqo's GCL script.")] = None,
     sample: Annotated[
@@ -359,7 +361,10 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
     from opengcl.data import RankedDataset
+    from opengcl.named_folders import no_such_folder
 
+    if not run.is_dir():
+        raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
 

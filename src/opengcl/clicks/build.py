@@ -34,6 +34,7 @@ from opengcl.data.engine import MEMORY, connect
 from opengcl.data.new_folder import new_folder
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
+from opengcl.delimited_text import TextOptions
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.sources.bring_pictures import FAILURES
 
@@ -104,9 +105,9 @@ class Report:
             lines.append(f"{name:<38}{getattr(self, name):>14,}")
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
         lines += [f"{what.replace('_', ' '):<38}{count:>14,}" for what, count in self.pictures.items() if count]
-        lines.append(f"{'share of the differences told':<38}{self.reliability:>14.2f}")
+        lines.append(f"{'share of differences that is told':<38}{self.reliability:>14.2f}")
         if self.exposure_slope:
-            lines.append(f"{'expected rate grows with exposure^':<38}{self.exposure_slope:>14.2f}")
+            lines.append(f"{'slope of rates by exposure':<38}{self.exposure_slope:>14.2f}")
         if self.propensities is not None:
             lines.append(f"examination by position ({self.propensities.source}):")
             theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]
@@ -129,6 +130,7 @@ def from_logs(
     pictures: PictureOptions | None = None,
     name: str | None = None,
     encoding: str = "utf-8",
+    text: TextOptions | None = None,
     memory: str = MEMORY,
     threads: int | None = None,
     progress: bool = True,
@@ -151,6 +153,7 @@ def from_logs(
         pictures: How pictures are brought in. Those that cannot be had are listed in ``picture_failures.parquet``.
         name: The data set's name; the folder's by default.
         encoding: Of the log's and lists' files that are text, as Python names it.
+        text: Dialect of the log, lists and catalogue where they are CSV or TSV; what it leaves open is found.
         memory: What DuckDB may hold before it spills beside ``out``.
         threads: How many DuckDB uses; all by default.
         progress: Whether steps show a progress bar on stderr.
@@ -172,9 +175,10 @@ def from_logs(
         connect(Path(spill), memory=memory, threads=threads) as connection,
         Steps(_STEPS, connection, show=progress) as steps,
     ):
-        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images)
-        table, files = _opened(connection, log, LOG, encoding, Path(spill))
-        of_lists, list_files = (None, []) if lists is None else _opened(connection, lists, LISTS, encoding, Path(spill))
+        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images, text=text)
+        opened = functools.partial(_opened, connection, encoding=encoding, text=text, spill=Path(spill))
+        table, files = opened(log, LOG)
+        of_lists, list_files = (None, []) if lists is None else opened(lists, LISTS)
         source = "the log" if isinstance(log, ir.Table) else str(log)
         steps.done()
         with reading(source):
@@ -263,12 +267,18 @@ def _unbound() -> Any:
 
 
 def _opened(
-    connection: duckdb.DuckDBPyConnection, source: Path | str | ir.Table, view: str, encoding: str, spill: Path
+    connection: duckdb.DuckDBPyConnection,
+    source: Path | str | ir.Table,
+    view: str,
+    *,
+    encoding: str,
+    text: TextOptions | None,
+    spill: Path,
 ) -> tuple[ir.Table, list[Path]]:
     """A log or its lists, and the files they are in."""
     if isinstance(source, ir.Table):
         return source, []
-    return open_log(connection, source, view=view, encoding=encoding, spill=spill)
+    return open_log(connection, source, view=view, encoding=encoding, text=text, spill=spill)
 
 
 def _count_rows(
@@ -404,7 +414,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, tuple):
-        return list(value)
+        return [one if isinstance(one, str) else float(one) for one in value]
     return dict(value) if isinstance(value, dict) else value
 
 

@@ -38,7 +38,9 @@ def one_row_a_result(table: ir.Table, lists: Sequence[str]) -> ir.Table:
         elif not kind.is_array():
             raise DataSetError(f"the log, column {shown(name)}: found {_told(kind)}; allowed for --results: lists")
         # The first is taken apart; of the others each row has its own element.
-        table = table.mutate(**{name: table[name][table[PLACE]]}) if number else table.unnest(name, offset=PLACE)
+        table = (
+            table.mutate(**{name: _element(table[name], table[PLACE])}) if number else table.unnest(name, offset=PLACE)
+        )
     return table
 
 
@@ -86,6 +88,11 @@ def value_at(table: ir.Table, path: str, role: str, lists: Sequence[str] = ()) -
     return _single(value, path, role)
 
 
+def _element(values: Any, at: Any) -> Any:
+    """An element of a list; null beyond its end, which is an error to some backends."""
+    return ibis.ifelse(values.length() > at, values[at], ibis.null())
+
+
 def _step(value: Any, step: str, path: str, role: str) -> Any:
     kind = value.type()
     if kind.is_struct():
@@ -95,9 +102,9 @@ def _step(value: Any, step: str, path: str, role: str) -> Any:
     if kind.is_map():
         return value.get(step)
     if kind.is_array() and {"key", "value"} <= set(getattr(kind.value_type, "names", ())):
-        return value.filter(lambda one: one["key"] == step)[0]["value"]
+        return _element(value.filter(lambda one: one["key"] == step), 0)["value"]
     if kind.is_array() and step.isdecimal():
-        return value[int(step)]
+        return _element(value, int(step))
     if kind.is_string() or kind.is_json():
         inside = value if kind.is_json() else value.try_cast("json")
         return inside[int(step) if step.isdecimal() else step]

@@ -95,7 +95,9 @@ def count_pairs(
         "ORDER BY pair, position, randomised"
     ).fetchnumpy()
     connection.execute("DROP TABLE placed")
-    query = connection.sql(f"SELECT text_number FROM {PAIRS} ORDER BY pair").fetchnumpy()["text_number"]
+    # Weighted by inverse propensity, counts no longer say how often something was shown.
+    numbered = connection.sql(f"SELECT text_number FROM {PAIRS} ORDER BY pair")
+    query = numbered.fetchnumpy()["text_number"] if log.propensity is None else None
     later = {kind: found[counted(kind)] for kind in log.follow_ups}
     pair, position = (found[name].astype(np.int64) for name in ("pair", "position"))
     counts = Counted(

@@ -23,7 +23,9 @@ from ibis.expr import types as ir
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
 from opengcl.progress import progress_bar
+from opengcl.text_files import TextFile, refuse_foreign
 
 LOG, LISTS, DOCUMENTS = "log", "lists", "documents"
 """Names of the views in DuckDB."""
@@ -97,6 +99,7 @@ def open_log(
     *,
     view: str = LOG,
     encoding: str = "utf-8",
+    text: TextOptions | None = None,
     spill: Path | None = None,
 ) -> tuple[ir.Table, list[Path]]:
     """A log's files as a view, and as an Ibis table of its name, which is compiled for DuckDB and run there.
@@ -106,6 +109,7 @@ def open_log(
         source: As for `find_files`.
         view: Its name.
         encoding: Of text, as Python names it; others than UTF-8 are copied to ``spill`` in UTF-8 first.
+        text: Dialect of CSV and TSV; what it leaves open is found.
         spill: A folder that stays as long as the view.
 
     Raises:
@@ -117,7 +121,7 @@ def open_log(
         folder = (spill or files[0].parent) / f"{view}-utf-8"
         folder.mkdir(parents=True)
         read = [_in_utf8(one, encoding, folder / f"{number}-{one.name}") for number, one in enumerate(files)]
-    relation = _read(connection, read)
+    relation = _read(connection, read, text)
     with reading(source):
         relation.create_view(view)
     return ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, view)), name=view), files
@@ -156,6 +160,7 @@ def open_catalogue(
     id_column: str | None,
     fields: Sequence[str] | None,
     images: Mapping[str, str] | None = None,
+    text: TextOptions | None = None,
 ) -> Catalogue:
     """The documents of a data set's folder, or of a table.
 
@@ -166,6 +171,7 @@ def open_catalogue(
         fields: Columns that are model fields: texts and numbers as text, bytes and ``{bytes, path}`` as pictures. By
             default a data set's own, and of a table ``title``, which may be missing where there are ``images``.
         images: More fields -> the columns with their pictures: bytes, paths or URLs.
+        text: Dialect of CSV and TSV; what it leaves open is found.
 
     Raises:
         DataSetError: If it cannot be read, a column is missing, or an id is null, empty or there twice.
@@ -173,7 +179,7 @@ def open_catalogue(
     folder = Path(source)
     schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
     files = [folder / "documents.parquet"] if schema else find_files(source)
-    relation, images = _read(connection, files), images or {}
+    relation, images = _read(connection, files, text), images or {}
     identifier = id_column or DOCUMENT_ID
     usual = schema.documents if schema else ["title"] if not images or "title" in relation.columns else []
     texts = [name for name in fields or usual if name not in images]
@@ -231,23 +237,75 @@ def _format(path: Path) -> str | None:
     return next((kind for ending, kind in _FORMATS.items() if path.name.lower().endswith(ending)), None)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.DuckDBPyRelation:
-    """All of a CSV as text, so that an id such as 007 stays one."""
+def _read(
+    connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions | None
+) -> duckdb.DuckDBPyRelation:
     names, kind = [str(one) for one in files], _format(files[0])
+    for path in files:
+        _refuse_foreign(path, kind)
+    if kind == "csv":
+        return _read_csv(connection, files, text or TextOptions())
     with reading(files[0]):
         if kind == "parquet":
             return connection.read_parquet(names)
-        if kind == "csv":
-            return connection.read_csv(names, header=True, all_varchar=True)
         return _plain_texts(connection.read_json(names, format="auto"))
 
 
+def _refuse_foreign(path: Path, kind: str | None) -> None:
+    """Refuses a file whose first bytes are those of another kind."""
+    if kind != "parquet":
+        with TextFile(path).opened():
+            return
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head.startswith(b"PAR1"):
+        refuse_foreign(str(path), head)
+
+
+def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions) -> duckdb.DuckDBPyRelation:
+    """CSV in a dialect that was found and checked; all of it as text, so that an id such as 007 stays one.
+
+    Raises:
+        DataSetError: Quotes seem to join rows, or files are of several dialects.
+    """
+    found = [DelimitedFile(TextFile(one), text, TAB if ".tsv" in one.name.lower() else COMMA) for one in files]
+    first = found[0].dialect
+    for path, one in zip(files, found, strict=True):
+        dialect = one.dialect
+        if dialect.encoding != "utf-8":
+            raise DataSetError(f"{path}: found {dialect.encoding} by its first bytes; say so: --encoding utf-16")
+        if (dialect.delimiter, dialect.header_line) != (first.delimiter, first.header_line):
+            raise DataSetError(
+                f"{path}: found {dialect}, and in {files[0].name} {first}; allowed: files of one dialect (--delimiter, "
+                "--skip-lines)"
+            )
+        one.check()
+    quote = '"' if first.quotes else ""
+    with reading(files[0]):
+        return connection.read_csv(
+            [str(one) for one in files],
+            header=True,
+            all_varchar=True,
+            delimiter=first.delimiter,
+            quotechar=quote,
+            escapechar=quote,
+            skiprows=first.header_line - 1,
+            na_values=["", *text.nulls],
+        )
+
+
 def _plain_texts(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without."""
+    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without.
+
+    NaN and infinities, which are no JSON but written by Python, are missing.
+    """
     plain = []
     for name, kind in zip(relation.columns, relation.types, strict=True):
         if str(kind) == "JSON":
-            plain.append(f"{quoted(name)} ->> '$' AS {quoted(name)}")
+            literal = f"CAST({quoted(name)} AS VARCHAR) IN ('NaN', 'Infinity', '-Infinity')"
+            plain.append(f"CASE WHEN NOT ({literal}) THEN {quoted(name)} ->> '$' END AS {quoted(name)}")
+        elif str(kind) in ("DOUBLE", "FLOAT"):
+            plain.append(f"CASE WHEN isfinite({quoted(name)}) THEN {quoted(name)} END AS {quoted(name)}")
         elif "JSON" in str(kind):
             form = json.dumps(_texts_within(kind)).replace("'", "''")
             plain.append(f"from_json(to_json({quoted(name)}), '{form}') AS {quoted(name)}")

@@ -19,6 +19,7 @@ from ibis.expr import types as ir
 
 from opengcl.clicks.columns import PLACE, one_row_a_result, text_at, value_at
 from opengcl.data.problems import DataSetError, shown
+from opengcl.delimited_text import DECIMAL_COMMA
 
 IMPRESSION, CLICK = "impression", "click"
 KINDS = {IMPRESSION: "impression", CLICK: "click", "cart": "cart", "purchase": "purchase"}
@@ -467,7 +468,11 @@ def _weighted(
 
 
 def _number(column: Any) -> Any:
-    return column.try_cast("float64") if column.type().is_string() else column.cast("float64")
+    """A column as float64. In texts a comma that can only be a decimal comma is read as one."""
+    if not column.type().is_string():
+        return column.cast("float64")
+    comma = column.re_search(DECIMAL_COMMA).ifelse(column.replace(",", "."), ibis.null("string"))
+    return ibis.coalesce(column.try_cast("float64"), comma.try_cast("float64"))
 
 
 def _seconds(column: Any, unit: str) -> Any:

@@ -43,6 +43,7 @@ def fit_position_model(
     """
     theta, alpha = np.zeros(int(position.max())), np.zeros(int(pair.max()) + 1)
     clicked = np.bincount(position - 1, clicks) > 0
+    theta[0] = 1
     if not clicked[0]:
         return theta, alpha
     some = (np.bincount(pair, clicks) > 0)[pair] & clicked[position - 1]

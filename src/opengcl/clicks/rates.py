@@ -89,8 +89,11 @@ def rate_likelihood(
 def rate_weights(likelihood: Float[np.ndarray, "pairs rates"]) -> Grid:
     """The distribution of the rates that makes the pairs' trials most likely, smoothed over neighbours of the grid."""
     weights = np.full(likelihood.shape[1], 1 / likelihood.shape[1])
+    likelihood = likelihood.astype(np.float32)  # read some hundred times
     for _ in range(_EM_STEPS):
-        new = weights * (likelihood.T @ (1 / (likelihood @ weights))) / len(likelihood)
+        inverse = 1 / np.maximum(likelihood @ weights.astype(np.float32), np.float32(1e-30))
+        new = weights * (likelihood.T @ inverse) / len(likelihood)
+        new /= new.sum()
         moved, weights = np.abs(new - weights).max(), new
         if moved < _STILL:
             break
@@ -114,12 +117,14 @@ def posterior(
     """
     likelihood = rate_likelihood(successes, trials, looks, grid, shift)
     odds = np.log(grid) - np.log1p(-grid)
-    joint = likelihood * weights
-    joint /= joint.sum(axis=1, keepdims=True)
-    moved = odds + STEP * shift[:, None] if shift.any() else odds[None]
-    rates = 1 / (1 + np.exp(-moved))
-    mean = (joint * rates).sum(axis=1)
-    deviation = np.sqrt(np.maximum((joint * (rates - mean[:, None]) ** 2).sum(axis=1), 0))
+    total, first, second = np.empty((3, len(shift)))
+    for one in np.unique(shift):
+        rates = 1 / (1 + np.exp(-odds - STEP * one))
+        rows = shift == one
+        moments = likelihood[rows] @ (weights * np.stack([np.ones_like(rates), rates, rates**2])).T
+        total[rows], first[rows], second[rows] = moments.T
+    mean = first / total
+    deviation = np.sqrt(np.maximum(second / total - mean**2, 0))
     centre, width = _peaks(successes, trials, looks, mean)
     fine = np.flatnonzero(width < STEP)
     if len(fine):

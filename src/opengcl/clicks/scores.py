@@ -23,7 +23,7 @@ VALUES = {CLICK: 1.0, "cart": 1.0, "purchase": 2.0}
 """What events are worth, where nothing else is said."""
 
 _ENOUGH_RANDOM = 200  # clicks a position: a relative error of about 10%
-_PRIOR_PAIRS = 50_000
+_PRIOR_PAIRS = 30_000
 _BLOCK = 4_000_000
 _TOLD_APART = 0.5  # standard deviations
 

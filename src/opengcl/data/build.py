@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, UInt64
 
 from opengcl.data import images, tables
-from opengcl.data.problems import DataSetError, ProblemLog, place, shown
+from opengcl.data.problems import NO_FIELD, DataSetError, ProblemLog, place, shown
 from opengcl.data.qrels import Qrels
 from opengcl.data.records import KEYS, ORDER, TABLE, Records, id_keys, present_file
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType, Schema
@@ -313,7 +313,7 @@ class _RowWriter:
         names = ", ".join(self.side.fields)
         empty = np.flatnonzero(keep & ~np.logical_or.reduce(list(present.values())))
         examples = (f"{place(first + row, ids[row])} has none of {names}" for row in empty.tolist())
-        self._report(names, "no field present", "at least one field that is not empty", len(empty), examples)
+        self._report(names, NO_FIELD, "at least one field that is not empty", len(empty), examples)
         keep[empty] = False
 
     def _check_split(

@@ -11,6 +11,10 @@ EXAMPLES = 5
 """Examples listed for each kind of problem; the count is always of all of them."""
 
 
+NO_FIELD = "no field present"
+"""The kind of problem of a row that lacks all fields: nothing is broken, there is only nothing to read."""
+
+
 class DataSetError(ValueError):
     """A data set that cannot be used as it is: what was found, what is allowed, and where.
 

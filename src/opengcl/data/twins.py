@@ -22,7 +22,7 @@ COMPARED = 2_000
 """Texts of each side that are compared for near duplicates."""
 
 _LONGEST = 300
-_BLOCK = 4096
+_BLOCK = 256  # texts may have a megabyte each
 _EXAMPLES = 3
 
 
@@ -137,7 +137,8 @@ def _drawn(records: Records, field: str, chosen: np.ndarray, seed: int) -> _Side
     rows = np.flatnonzero(chosen & np.asarray(records.present(field, np.arange(len(records)))))
     if len(rows) > COMPARED:
         rows = np.sort(np.random.default_rng(seed).choice(rows, COMPARED, replace=False))
-    return _Side(rows.tolist(), [(one or "")[:_LONGEST] for one in records.texts(field, rows)])
+    blocks = (records.texts(field, rows[block]) for block in _blocks(len(rows)))
+    return _Side(rows.tolist(), [(one or "")[:_LONGEST] for texts in blocks for one in texts])
 
 
 def _nearest(

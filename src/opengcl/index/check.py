@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from opengcl.data import RankedDataset
-from opengcl.encode import encode
+from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.build import CHUNK_ROWS, from_shards
 from opengcl.index.protocol import Hit, Index
 from opengcl.index.vectors import shorten
@@ -95,8 +95,10 @@ def sample_queries(
 ) -> Float32[np.ndarray, "queries width"]:
     """Vectors of some of a data set's queries, drawn evenly."""
     generator = np.random.default_rng(seed)
-    rows = np.sort(generator.permutation(len(dataset.queries))[:number])
-    return encode(model, dataset.queries, "query", rows)
+    inputs = inputs_for(model, dataset.queries, "query", strict=dataset.strict)
+    usable = rows_with_fields(model, dataset.queries, "query")
+    rows = usable[np.sort(generator.permutation(len(usable))[:number])]
+    return encode(model, dataset.queries, "query", rows, inputs=inputs)
 
 
 def read_reference(folder: Path, dataset: RankedDataset, model: str) -> Reference:
@@ -105,10 +107,10 @@ def read_reference(folder: Path, dataset: RankedDataset, model: str) -> Referenc
     Raises:
         ShardError: They are not all there, or not the float32 vectors of this model and data's documents.
     """
-    width, source = from_shards(folder, model=model, data=dataset.fingerprint)
-    vectors = np.empty((len(dataset.documents), width), dtype=np.float32)
-    for start in range(0, len(vectors), CHUNK_ROWS):
-        rows = np.arange(start, min(start + CHUNK_ROWS, len(vectors)))
+    width, every, source = from_shards(folder, dataset.documents, model=model, data=dataset.fingerprint)
+    vectors = np.zeros((len(dataset.documents), width), dtype=np.float32)
+    for start in range(0, len(every), CHUNK_ROWS):
+        rows = every[start : start + CHUNK_ROWS]
         vectors[rows] = source(rows)
     return Reference(vectors, dataset.documents.find)
 

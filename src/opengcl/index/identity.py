@@ -25,12 +25,10 @@ def model_fingerprint(run: str | Path) -> str:
     Raises:
         ModelError: There is no trained model.
     """
-    from opengcl.model import ModelError, model_folder  # takes seconds, which a look into a store does not need
+    from opengcl.model import trained_folder  # takes seconds, which a look into a store does not need
     from opengcl.prompts import saved_prompts
 
-    folder = model_folder(run)
-    if folder is None:
-        raise ModelError(f"{run} holds no trained model: neither a run folder nor a model folder")
+    folder = trained_folder(run)
     digest = hashlib.blake2b(digest_size=16)
     for file in sorted(path for path in folder.rglob("*") if path.is_file()):
         place = file.relative_to(folder)

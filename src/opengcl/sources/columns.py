@@ -23,7 +23,7 @@ _SEVERAL_ADDRESSES = r"^\s*(https?://\S*?)(?:\s*[,;|]\s*|\s+)https?://"
 """Addresses side by side in one text, as shop systems export a product's pictures."""
 
 
-def named(rows: pa.RecordBatch) -> pa.RecordBatch:
+def named(rows: pa.RecordBatch, file: str) -> pa.RecordBatch:
     """Rows with the names of Hugging Face's ``ClassLabel`` columns instead of their numbers; -1 is missing.
 
     The names are in the schema's metadata, in Parquet files too.
@@ -41,7 +41,9 @@ def named(rows: pa.RecordBatch) -> pa.RecordBatch:
         known = pc.and_(pc.greater_equal(numbers, 0), pc.less(numbers, len(names)))
         if pc.any(pc.invert(known)).as_py():
             wrong = numbers.filter(pc.invert(known))[0].as_py()
-            raise DataSetError(f"column '{name}': found the label {wrong}; allowed: 0 to {len(names) - 1}, of {names}")
+            raise DataSetError(
+                f"{file}, column '{name}': found the label {wrong}; allowed: 0 to {len(names) - 1}, which have names"
+            )
         rows = rows.set_column(place, name, pa.array(names, pa.large_string()).take(numbers))
     return rows
 
@@ -88,6 +90,15 @@ def ids(column: pa.Array, file: str, name: str, *, first: int = 0, trimmed: bool
         raise _wrong_type(column, file, name, "text or whole numbers, as these are ids")
     found = typed.text(column, file=file, column=name, first_row=first)
     return pc.utf8_trim_whitespace(found) if trimmed else found
+
+
+def padded(column: pa.Array) -> int:
+    """In how many rows white space stands around a text."""
+    column = typed.plain(column)
+    if not typed.is_text(column.type):
+        return 0
+    found = typed.readable_texts(column)[0]
+    return int(pc.sum(pc.not_equal(found, pc.utf8_trim_whitespace(found))).as_py() or 0)
 
 
 def joined_ids(columns: Sequence[pa.Array]) -> pa.Array:

@@ -219,8 +219,10 @@ _KINDS: dict[str, FileKind] = {
 
 
 def _hub(location: str, options: SourceOptions) -> TableSource:
-    table = HubTable(location, options.split, options.config, options.revision)
+    table = HubTable(location, options.split, options.config, options.revision, options.nulls)
     told = {name: getattr(options, name) for name in ("split", "config", "revision") if getattr(options, name)}
+    if options.nulls:
+        told["nulls"] = list(options.nulls)
     return TableSource(
         "huggingface",
         table,

@@ -12,6 +12,7 @@ import datasets
 import pyarrow as pa
 
 from opengcl.data.problems import DataSetError
+from opengcl.delimited_text import without
 from opengcl.progress import progress_bar
 from opengcl.sources.table_files import Rows
 
@@ -27,6 +28,7 @@ class HubTable:
         split: Which split.
         config: Which configuration, where there are several.
         revision: Commit or branch on the hub.
+        nulls: Texts that mean a missing value, beside the empty one.
 
     Raises:
         DataSetError: It cannot be opened.
@@ -36,6 +38,7 @@ class HubTable:
     split: str = "train"
     config: str | None = None
     revision: str | None = None
+    nulls: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -66,7 +69,7 @@ class HubTable:
         with progress_bar(desc=f"{self.name}: reading", unit=" rows", show=progress, delay=1.0) as bar:
             for table in data.with_format("arrow").iter(batch_size=_ROWS):
                 for batch in table.select(columns).combine_chunks().to_batches():
-                    yield Rows(batch, first)
+                    yield Rows(without(batch, self.nulls), first)
                     first += len(batch)
                     bar.update(len(batch))
 

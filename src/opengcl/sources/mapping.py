@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -19,7 +19,7 @@ from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.query_text import normalised
-from opengcl.sources.columns import ids, joined_ids, labels, numbers, pictures, texts
+from opengcl.sources.columns import ids, joined_ids, labels, numbers, padded, pictures, texts, truths
 
 Spelling = Literal["normalised", "verbatim"]
 
@@ -121,6 +121,14 @@ class TableMapping:
                 raise DataSetError(message, key=("splits", str(value)))
         if both := sorted({*(self.documents or ())} & {*(self.images or ())}):
             raise DataSetError(f"the document field {both[0]!r} is a text and a picture; allowed: one of them")
+        fields_of = {**(self.documents or {}), **(self.images or {})}
+        if clash := next((one for one in self.keep if fields_of.get(one, one) != one), None):
+            raise DataSetError(
+                f"keep: the column {clash!r} has the name of a field that is read from {fields_of[clash]!r}; allowed: "
+                "fields of other names"
+            )
+        if reserved := next((one for one in self.keep if one in (DOCUMENT_ID, SPLIT)), None):
+            raise DataSetError(f"keep: found {reserved!r}, which has a meaning of its own; allowed: other columns")
         if self.spelling not in get_args(Spelling):
             raise DataSetError(f"spelling: found {shown(self.spelling)}; allowed: {', '.join(get_args(Spelling))}")
         if self.first_position not in (None, 0, 1):
@@ -338,18 +346,40 @@ class TableMapping:
         """The ids of the rows' queries: a column, or 16 hexadecimal digits of a hash of their fields."""
         if column is not None:
             return self._ids(rows, column, file, first)
-        found = [one.to_pylist() for one in self._query_texts(rows, file, first).values()]
-        if self.spelling == "normalised":
-            found = [[None if one is None else normalised(one) for one in values] for values in found]
-        return pa.array([hashed(values) for values in zip(*found, strict=True)], pa.large_string())
+        plain = self.spelling == "normalised"
+        return self._of_distinct(rows, file, first, lambda texts: hashed(_normalised(texts) if plain else texts))
+
+    def padded_ids(self, side: str, rows: pa.RecordBatch) -> dict[str, int]:
+        """Id column of a side -> rows in which white space around the id is removed."""
+        if self.spelling != "normalised":
+            return {}
+        query, document = (self.queries_id or self.query_id, self.documents_id or self.doc_id)
+        names = {"queries": [query], "documents": [document], "qrels": [self.query_id, self.doc_id]}[side]
+        parts = [part for name in names if name is not None for part in id_columns(name, rows.schema.names)]
+        counts = {part: padded(rows.column(part)) for part in parts}
+        return {part: count for part, count in counts.items() if count}
 
     def spellings(self, rows: pa.RecordBatch, file: str, first: int = 0) -> pa.Array | None:
         """A 64-bit hash of how each row's query is spelled, where `merges_spellings`."""
         if not self.merges_spellings:
             return None
-        found = [one.to_pylist() for one in self._query_texts(rows, file, first).values()]
-        digests = (hashed(values) or "0" for values in zip(*found, strict=True))
-        return pa.array(np.array([int(one, 16) for one in digests], np.uint64).view(np.int64))
+        digests = self._of_distinct(rows, file, first, lambda texts: hashed(texts) or "0" * 16)
+        return pa.array(np.array([int(one, 16) for one in digests.to_pylist()], np.uint64).view(np.int64))
+
+    def _of_distinct(
+        self, rows: pa.RecordBatch, file: str, first: int, make: Callable[[Sequence[str | None]], str | None]
+    ) -> pa.Array:
+        """A text made of each row's query fields. Many rows have the same query, so each is looked at once."""
+        columns = list(self._query_texts(rows, file, first).values())
+        if len(columns) == 1:
+            coded = columns[0].dictionary_encode(null_encoding="encode")
+            made = pa.array([make([text]) for text in coded.dictionary.to_pylist()], pa.large_string())
+            return made.take(coded.indices)
+        known: dict[tuple[str | None, ...], str | None] = {}
+        for row in (rows_of := list(zip(*(one.to_pylist() for one in columns), strict=True))):
+            if row not in known:
+                known[row] = make(row)
+        return pa.array([known[row] for row in rows_of], pa.large_string())
 
     def _query_texts(self, rows: pa.RecordBatch, file: str, first: int) -> dict[str, pa.Array]:
         return {
@@ -370,6 +400,7 @@ class TableMapping:
         least = 1 if self.first_position == 1 else 0
         in_range = pc.and_(pc.greater_equal(found, least), pc.less_equal(found, _LARGEST_POSITION))
         whole = pc.and_(in_range, pc.equal(found, pc.floor(found)))
+        whole = pc.and_(whole, pa.array(~truths(raw)))
         return pc.if_else(pc.fill_null(whole, False), found, pa.scalar(None, pa.float64()))
 
     def _splits(self, rows: pa.RecordBatch, file: str, first: int) -> pa.Array:
@@ -459,6 +490,10 @@ def hashed(values: Sequence[str | None]) -> str | None:
         text = (value or "").encode()
         digest.update(len(text).to_bytes(8, "little") + text)
     return digest.hexdigest()
+
+
+def _normalised(texts: Sequence[str | None]) -> list[str | None]:
+    return [None if one is None else normalised(one) for one in texts]
 
 
 def _guessed_ids(

@@ -269,7 +269,7 @@ def _document_batch(
 ) -> Batch:
     documents, titles, images = zip(*block, strict=True)
     columns = {
-        DOCUMENT_ID: pa.array(documents, pa.large_string()),
+        DOCUMENT_ID: ids(pa.array(documents, pa.large_string()), file, "product_id"),
         "title": pa.array([None if one is None else str(one) for one in titles], pa.large_string()),
         SPLIT: pa.array([seen] * len(block), pa.large_string()),
     }

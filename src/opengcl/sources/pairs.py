@@ -88,7 +88,7 @@ def settle_pairs(
             raise SeveralScoresError(of_one, _several_scores(database, spelled))
         if lost or merged or spelled:
             choice: RepeatedPairs = "max" if spelled and repeated == "error" else repeated
-            _rewrite(database, folder / "qrels.parquet", _CHOICES[choice])
+            _rewrite(database, folder / "qrels.parquet", choice)
         (pairs,) = _one_row(database, "SELECT count(*) FROM qrels")
     if not pairs:
         raise DataSetError("\n".join(["no judged pair is left", *map(str, log.problems())]))
@@ -154,10 +154,12 @@ def _several_scores(database: duckdb.DuckDBPyConnection, spelled: bool) -> list[
     return [Repeated(*row) for row in found]
 
 
-def _rewrite(database: duckdb.DuckDBPyConnection, path: Path, score: str) -> None:
+def _rewrite(database: duckdb.DuckDBPyConnection, path: Path, choice: RepeatedPairs) -> None:
+    """One row a pair; what it has beside its score comes from the row with the highest for ``max``, else the first."""
     names = [name for name in pq.read_schema(path).names if name not in _NOT_OTHERS]
-    others = "".join(f', first("{_escaped(name)}" ORDER BY file_row_number) AS "{_escaped(name)}"' for name in names)
-    new = path.with_suffix(".new")
+    order = "score DESC, file_row_number" if choice == "max" else "file_row_number"
+    others = "".join(f', first("{_escaped(name)}" ORDER BY {order}) AS "{_escaped(name)}"' for name in names)
+    score, new = _CHOICES[choice], path.with_suffix(".new")
     database.sql(
         f"SELECT query_id, doc_id, {score} AS score{others} FROM qrels "
         "SEMI JOIN queries USING (query_id) SEMI JOIN documents USING (doc_id) "

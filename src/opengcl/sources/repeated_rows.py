@@ -107,7 +107,7 @@ def _fill(database: duckdb.DuckDBPyConnection, path: Path) -> int:
     schema = pq.read_schema(path)
     names = [name for name in schema.names if name not in (QUERY_ID, DOCUMENT_ID)]
     first = ", ".join(
-        f"first({_quoted(one)} ORDER BY file_row_number) FILTER ({_quoted(one)} IS NOT NULL) AS {_quoted(one)}"
+        f"arg_min({_quoted(one)}, file_row_number) FILTER ({_quoted(one)} IS NOT NULL) AS {_quoted(one)}"
         for one in names
     )
     grouped = f"SELECT {_quoted(FIRST_ROW)}, {first} FROM later GROUP BY ALL ORDER BY ALL"

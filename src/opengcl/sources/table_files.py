@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from opengcl.data.problems import DataSetError, shown
-from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, with_points, without
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, listed, with_points, without
 from opengcl.json_rows import JsonFile
 from opengcl.progress import progress_bar
 from opengcl.text_files import TextFile, refuse_foreign
@@ -235,7 +235,7 @@ class TableFile:
         """
         columns = list(dict.fromkeys(columns))
         if self.format not in ("jsonl", "csv", "tsv") and (lost := [one for one in columns if one not in self.columns]):
-            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; the file has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; the file has {listed(self.columns)}")
         if self.format == "parquet":
             yield from self._read_parquet(columns, progress)
             return

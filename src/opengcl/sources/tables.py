@@ -19,6 +19,7 @@ from opengcl.sources.positions import Positions
 from opengcl.sources.source import SIDES, Batch, Description, Side
 from opengcl.sources.table_files import Rows, Table
 
+_PADDED_IDS = "{file}, column '{column}': white space around ids is removed"
 _SEVERAL_PICTURES = "{file}, column '{column}': the first of several pictures is taken"
 
 
@@ -81,8 +82,14 @@ class TableSource:
         for table, sides in parts.values():
             columns = [one for side in sides for one in mapping.columns_of(side, table.columns)]
             for rows in table.read(columns, progress=progress):
-                rows = replace(rows, batch=named(rows.batch))
-                yield from (self._batch(side, rows, table.name, mapping, scores) for side in sides)
+                rows = replace(rows, batch=named(rows.batch, table.name))
+                for side in sides:
+                    batch = self._batch(side, rows, table.name, mapping, scores)
+                    if side == sides[-1]:  # judgments name the ids of all sides in their table
+                        padded = mapping.padded_ids(side, rows.batch)
+                        told = {_PADDED_IDS.format(file=table.name, column=one): n for one, n in padded.items()}
+                        batch = replace(batch, told={**batch.told, **told})
+                    yield batch
 
     def _batch(self, side: Side, rows: Rows, file: str, mapping: TableMapping, scores: _ScoreKinds) -> Batch:
         first = rows.first
