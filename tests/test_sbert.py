@@ -639,7 +639,9 @@ def test_a_prompt_goes_by_its_name() -> None:
 # --- judged not relevant --------------------------------------------------------------------------------------------
 
 
-def graded_loss(target: Any, weights: Any, scores: list[float], direction: Any = "both") -> tuple[Tensor, Tensor]:
+def graded_loss(
+    target: Any, weights: Any, scores: list[float], direction: Any = "both"
+) -> tuple[torch.Tensor, torch.Tensor]:
     """The loss of five rows, of six judged pairs: (a, y) is judged, too. And the logits."""
     model = bag_of_words().double()
     pairs = RankedPairs(["a", "b", "c", "b", "d", "a"], ["x", "y", "x", "z", "w", "y"], scores)
