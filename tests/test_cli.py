@@ -218,3 +218,34 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", "FILE"],
+        ["data", "import", "t.csv", "--out", "x", "--mapping", "FILE"],
+        ["data", "curate", "--dry-run", "--config", "FILE"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_wrong_yaml_files_are_one_sentence(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("query,product_id,title,score\na,1,x,1\n")
+    wrong = {"empty": b"", "binary": bytes(range(256)), "latin": b"a: \xe9", "text": b"some words", "tab": b"a:\n\t- b"}
+    wrong |= {
+        "deep": b"[" * 10_000,
+        "large": b"#" * (2 << 20),
+        "alias": b"a: &x 1\nb: *x",
+        "tag": b"!!python/name:os {}",
+    }
+    for name, content in wrong.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in (*wrong, "none", "folder", "loop", "empty/inside", "x" * 300):
+        code, _, err = run_cli(capsys, monkeypatch, *[name if word == "FILE" else word for word in words])
+        assert (code, err.startswith(f"error: {name}"), err.count("\n")) == (2, True, 1), err
+        assert len(err) < 800

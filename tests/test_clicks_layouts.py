@@ -485,7 +485,7 @@ def test_logs_of_another_kind_are_told_by_their_first_bytes(tmp_path: Path, name
         open_log(duckdb.connect(), tmp_path / name)
 
 
-def test_stray_quotes_in_logs_and_catalogues(events: Rows, products: Path, command: Command, tmp_path: Path) -> None:
+def test_stray_quotes_in_logs_and_catalogues(events: Rows, command: Command, tmp_path: Path) -> None:
     header = list(events[0])
     lines = ["\t".join("" if row[name] is None else str(row[name]) for name in header) for row in events]
     titles = [f'p{one}\t"Lamp {one}' if one % 2 else f'p{one}\tLamp {one} 12"' for one in range(QUERIES * CANDIDATES)]

@@ -23,6 +23,8 @@ from typing import Any
 
 _GRACE = 5.0
 """Seconds between asking a process to end and ending it."""
+_LOOK = 0.2
+"""Seconds between looks whether a process is still there."""
 _DIES_WITH_PARENT = 1
 _FRESH = "OPENGCL_BENCHMARK_FRESH_PROCESSES"
 
@@ -65,12 +67,7 @@ def apart(work: Callable[..., Any], *words: Any, deadline: float, log: Path) -> 
         warnings.simplefilter("ignore", DeprecationWarning)  # of forking beside threads; none of ours holds a lock
         process.start()
     theirs.close()
-    told: Any = None
-    try:
-        if ours.poll(max(0.0, deadline - time.monotonic())):
-            told = ours.recv()
-    except EOFError:  # it ended without a word
-        pass
+    told = _told(ours, process, deadline)
     process.join(max(1.0 if told is not None else 0.0, min(_GRACE, deadline - time.monotonic())))
     in_time = not process.is_alive()
     _end(process)
@@ -86,6 +83,20 @@ def apart(work: Callable[..., Any], *words: Any, deadline: float, log: Path) -> 
     return Ended(None, error, True, written)
 
 
+def _told(pipe: Connection, process: Any, deadline: float) -> Any:
+    """What a process sends before it ends; None where it ends, or time is up, without a word."""
+    while (left := deadline - time.monotonic()) > 0:
+        alive = process.is_alive()  # asked first: what it sent before it ended is then read
+        try:
+            if pipe.poll(min(_LOOK, left)):
+                return pipe.recv()
+        except EOFError:
+            return None
+        if not alive:  # what it started may still hold the other end
+            return None
+    return None
+
+
 def _work(pipe: Connection, log: Path, work: Callable[..., Any], words: tuple[Any, ...]) -> None:
     os.setpgid(0, 0)  # with everything that it starts, so that all of it can be ended
     if sys.platform == "linux":
@@ -94,6 +105,8 @@ def _work(pipe: Connection, log: Path, work: Callable[..., Any], words: tuple[An
     stream = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
     os.dup2(stream, 1)
     os.dup2(stream, 2)
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", closefd=False, errors="replace") for number in (1, 2))
+    told: tuple[Any, str | None]
     try:
         told = work(*words), None
     except BaseException as error:

@@ -35,6 +35,8 @@ SEEDS = (0, 1, 2)
 STEP_SECONDS, REST_SECONDS = 0.25, 20.0
 """What a step, and all of a run but its steps, are taken to cost."""
 LEARNING_RATE = 5e-4
+WORKERS = 6
+"""Batches of 0.6 GB lie in shared memory, two a worker."""
 DRAWN = Limit(2_000, 6_000)
 
 
@@ -102,7 +104,7 @@ class Work:
             dev_queries=100,
             dev_documents=1_000,
             image_cache_gb=50,
-            workers=min(12, usable_cores() - 1) if self._setting.full else 0,
+            workers=min(WORKERS, usable_cores()) if self._setting.full else 0,
             device=self._setting.device,
             **settings,
         )
@@ -120,7 +122,7 @@ class Work:
 
     def _trained(self, side: str, seed: int, steps: int) -> dict[str, dict[str, float]]:
         dataset = self._opened()
-        epochs = steps / len(make_batches(self._config(side, seed), dataset))
+        epochs = (steps - 0.5) / len(make_batches(self._config(side, seed), dataset))
         config = self._config(side, seed, epochs)
         with patch.object(opengcl.training, "evaluate", functools.partial(evaluate, limit=DRAWN)):
             out = train(config, progress=False)

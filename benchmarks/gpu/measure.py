@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from benchmarks.gpu import Setting
-from benchmarks.gpu.record import Record, Row, tidy_memory
+from benchmarks.gpu.record import Record, Row, shortened, tidy_memory
 
 Work = Callable[[], Any]
 
@@ -75,7 +75,7 @@ def measure(row: Row, work: Work, setting: Setting, *, repeats: int, warm_up: in
 
 
 def in_turn(
-    record: Record, setting: Setting, sides: Mapping[str, Work], *, repeats: int, **about: object
+    record: Record, setting: Setting, sides: Mapping[str, Work], *, repeats: int, **about: Any
 ) -> dict[str, Row]:
     """Rows of several sides of one comparison, which run in turn, so that whatever else happens happens to all.
 
@@ -95,8 +95,9 @@ def in_turn(
             try:
                 row["seconds"].append(seconds_once(sides[name], setting.device))
             except Exception as error:
-                row["error"] = f"{type(error).__name__}: {error}"[:500]
+                row["error"] = shortened(error)
                 del rows[name]
+                tidy_memory()
         record.write()
     return rows
 

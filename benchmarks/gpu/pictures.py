@@ -167,7 +167,7 @@ def reading(record: Record, setting: Setting, catalogue: Catalogue, workers: int
 
 
 def transfers(record: Record, setting: Setting, pixels: int) -> None:
-    """A batch's pixels to the card: float32 as now, from pageable and pinned memory, and as the bytes they come from."""
+    """A batch's pixels to the card: float32 as now, pageable and pinned, and as the bytes that they come from."""
     documents = 1_024 if setting.full else 2
     shape = (documents, 3, pixels, pixels)
     floats = torch.rand(shape)

@@ -1,4 +1,4 @@
-"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps what it has."""
+"""The result file of a section: JSON, on the disk as a whole after every row, so that a run cut off keeps its rows."""
 
 from __future__ import annotations
 

@@ -73,8 +73,8 @@ def _ours(
     on_host: tuple[np.ndarray, np.ndarray], depth: int, block: int, truth: tuple[Tensor, Tensor], setting: Setting
 ) -> Any:
     def search() -> tuple[np.ndarray, np.ndarray]:
-        sizes = {"BLOCK_ELEMENTS": 1 << block, "BLOCK_DOCUMENTS": max(1 << 14, 1 << (block - 11))}
-        with patch.multiple(opengcl.search, **sizes):  # type: ignore[arg-type]
+        sizes: dict[str, Any] = {"BLOCK_ELEMENTS": 1 << block, "BLOCK_DOCUMENTS": max(1 << 14, 1 << (block - 11))}
+        with patch.multiple(opengcl.search, **sizes):
             return exact_top_k(*on_host, depth, device=setting.device)
 
     def filled(row: Row) -> None:

@@ -146,12 +146,17 @@ class Cells:
             kinds = [torch.profiler.ProfilerActivity.CPU]
             if self._setting.on_gpu:
                 kinds.append(torch.profiler.ProfilerActivity.CUDA)
-            started = time.perf_counter()
             with torch.profiler.profile(activities=kinds) as profiler:
+                started = time.perf_counter()
                 step()
                 synchronise(self._setting.device)
-            row["profiled_seconds"] = time.perf_counter() - started
-            row["calls"] = calls(profiler, "device" if self._setting.on_gpu else "cpu")
+                row["profiled_seconds"] = time.perf_counter() - started
+            events = profiler.key_averages()
+            on_host = [event for event in events if event.device_type == torch.autograd.DeviceType.CPU]
+            row["operations"] = calls(on_host, "device" if self._setting.on_gpu else "cpu")
+            kernels = [event for event in events if event.device_type != torch.autograd.DeviceType.CPU]
+            row["kernels"] = calls(kernels, "device")
+            row["busy_seconds"] = sum(event.self_device_time_total for event in kernels) / 1e6
 
         name = f"profile, {documents:,} documents, bf16"
         self._record.piece(name, work, needs=2 * self._needs, documents=documents)
@@ -201,12 +206,9 @@ def stepper(made: RankingObjective, batch: dict[str, Any], precision: str, setti
     return step
 
 
-def calls(profiler: Any, side: str) -> list[dict[str, Any]]:
+def calls(events: list[Any], side: str) -> list[dict[str, Any]]:
     """The operations that take the most time themselves: their seconds, and how often they are called."""
-    found = [
-        (getattr(event, f"self_{side}_time_total", 0.0) / 1e6, event.key, event.count)
-        for event in profiler.key_averages()
-    ]
+    found = [(getattr(event, f"self_{side}_time_total", 0.0) / 1e6, event.key, event.count) for event in events]
     found.sort(reverse=True)
     total = sum(seconds for seconds, _, _ in found) or 1.0
     return [

@@ -60,7 +60,7 @@ def run(record: Record, setting: Setting) -> None:
     for number in range(REPEATS if setting.full else 1):
         for name, side in sides.items():
 
-            def whole(row: Row, name: str = name, side: Any = side) -> None:
+            def whole(row: Row, side: Any = side) -> None:
                 started = time.perf_counter()
                 found = side("bf16", work.steps)
                 synchronise(setting.device)

@@ -35,7 +35,7 @@ METRICS = ("ndcg@10", "recall@100", "map", "mrr")
 
 
 def run(record: Record, setting: Setting) -> None:
-    """Loss, a run that is killed, evaluation of its model, fp16's scaler; then run against run, and the same to the bit."""
+    """Loss, a run that is killed, evaluation of its model, fp16's scaler; then what depends on settings."""
     shop = make_shop(setting.scratch / "shop", products=600 if setting.full else 40, image_size=64)
     runs = Runs(record, setting, shop)
     record.piece("loss, CPU against GPU", lambda row: same_loss(row, setting), needs=4, allowed=LOSS_ALLOWED)
@@ -75,7 +75,7 @@ def losses(device: str) -> dict[str, float]:
             documents,
             judged,
             1 / 0.07,
-            target=target,
+            target=target,  # type: ignore[arg-type]
             direction=direction,  # type: ignore[arg-type]
         ).item()
         for target, direction in product(TARGETS, DIRECTIONS)
@@ -142,7 +142,7 @@ def _kill_after(step: int) -> None:
         started(trainer, *words)
         trainer.add_callback(_Kill(step))
 
-    RankingTrainer.__init__ = with_the_callback  # type: ignore[method-assign]
+    RankingTrainer.__init__ = with_the_callback  # type: ignore[method-assign,assignment]
 
 
 class Runs:
