@@ -252,7 +252,8 @@ def pictures(column: pa.Array, file: str, name: str, *, first: int = 0) -> tuple
             column,
             file,
             name,
-            "pictures as bytes, as text (a path, URL or data URI), as {bytes, path}, or a list of these",
+            "bytes, text (a path, URL or data URI), {bytes, path}, or a list of these (--images names other columns "
+            "or none)",
         )
     if elements is not None:
         found = typed.pictures(elements[0], file=file, column=name, first_row=first)
