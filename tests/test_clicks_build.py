@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from opengcl import cli
+from opengcl import cli, progress
 from opengcl.clicks import LogOptions, ScoreOptions, SupportOptions, from_logs, read_propensities
 from opengcl.clicks.counts import LONGEST_QUERY, normalised, query_id
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
@@ -279,8 +279,13 @@ def test_values_need_their_kind(log: pa.Table, documents: Path, tmp_path: Path) 
 
 
 def test_the_bar_names_the_steps(
-    log: pa.Table, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    log: pa.Table,
+    documents: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "_on_terminal", lambda _: True)
     pq.write_table(log, tmp_path / "log.parquet")
     report = from_logs(tmp_path / "log.parquet", documents, tmp_path / "out")
     printed = capfd.readouterr()
