@@ -108,6 +108,7 @@ def train(
     """
     from opengcl.config import load_config
     from opengcl.distributed import leave_ranks, rank
+    from opengcl.prompts import described
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
@@ -141,8 +142,11 @@ def train(
     leave_ranks()
     if not first:
         return
+    content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+    if told := described(content["provenance"].get("prompts", {})):
+        arguments.say(told)
     arguments.say(f"{out}: trained. Open {out / 'report.html'}")
-    _print_splits(json.loads((out / "metrics.json").read_text(encoding="utf-8"))["splits"])
+    _print_splits(content["splits"])
 
 
 @app.command()
