@@ -287,6 +287,7 @@ def test_the_bar_names_the_steps(
     capfd: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(progress, "_on_terminal", lambda _: True)
     pq.write_table(log, tmp_path / "log.parquet")
     monkeypatch.setattr(progress, "_on_terminal", lambda _: True)
     report = from_logs(tmp_path / "log.parquet", documents, tmp_path / "out")

@@ -837,6 +837,7 @@ def test_a_damaged_entry_is_told(make, cache_dir: Path, name: str) -> None:
 @pytest.mark.parametrize("progress", [True, False])
 def test_progress_shows_on_stderr_only_when_wanted(make, progress: bool, capsys, monkeypatch) -> None:
     monkeypatch.setattr("opengcl.data.tables._PROGRESS_DELAY", 0)
+    monkeypatch.setattr("opengcl.progress._on_terminal", lambda _: True)
     RankedDataset.open(make(), progress=progress)
     out, err = capsys.readouterr()
     assert out == ""
