@@ -66,6 +66,9 @@ def test_the_whole_run_measures_everything_on_a_cpu(whole: dict[str, dict[str, A
         assert len(set(names)) == len(names), name
         assert {one["name"] for one in content["skipped"]} <= ON_THE_GPU_ALONE, name
         assert content["machine"]["versions"]["torch"] == torch.__version__
+    (profile,) = (row for row in whole["steps"]["rows"] if "operations" in row)
+    assert sum(call["seconds"] for call in profile["operations"]) > 0
+    assert profile["kernels"] == []  # there is no device of its own
     loss_rows = {row["name"] for row in whole["loss"]["rows"]}
     for side in ("ours", "ours, ranked", "open_clip", "sentence-transformers", "sentence-transformers, cached"):
         assert f"{side}, float32, 512 pairs" in loss_rows

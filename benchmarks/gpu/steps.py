@@ -19,7 +19,6 @@ from benchmarks.gpu.record import Record, Row
 from benchmarks.speed.cost_model import Clip
 from benchmarks.speed.steps import adamw
 from sentence_transformers import SentenceTransformer
-from torch.autograd.profiler_util import DeviceType
 from torch.utils.data import Dataset
 from transformers import PrinterCallback, TrainerCallback, TrainingArguments
 
@@ -153,9 +152,9 @@ class Cells:
                 synchronise(self._setting.device)
                 row["profiled_seconds"] = time.perf_counter() - started
             events = profiler.key_averages()
-            on_host = [event for event in events if event.device_type == DeviceType.CPU]
+            on_host = [event for event in events if event.device_type.name == "CPU"]
             row["operations"] = calls(on_host, "device" if self._setting.on_gpu else "cpu")
-            kernels = [event for event in events if event.device_type != DeviceType.CPU]
+            kernels = [event for event in events if event.device_type.name != "CPU"]
             row["kernels"] = calls(kernels, "device")
             row["busy_seconds"] = sum(event.self_device_time_total for event in kernels) / 1e6
 
