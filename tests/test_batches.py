@@ -23,6 +23,34 @@ WEIGHTS = ("linear", "exponential:decay=10")
 
 
 @pytest.fixture(scope="module")
+def graded(tmp_path_factory: pytest.TempPathFactory) -> RankedDataset:
+    folder = tmp_path_factory.mktemp("graded") / "data"
+    return ranked(folder, queries=30, documents=80, judged=20, grades=(-1, 0, 0, 0, 1, 2))
+
+
+@pytest.mark.parametrize("how", [{"queries_per_doc": 3}, {"docs_per_query": 4}, {"queries_per_doc": 0}])
+def test_a_pair_judged_0_or_below_is_never_drawn(graded: RankedDataset, how: dict[str, int]) -> None:
+    config = TrainConfig(str(graded.path), "static", "unused", batch_size=16, **how)
+    batches, drawn = make_batches(config, graded), set()
+    for epoch in range(8):
+        drawn |= set(epoch_of(batches, epoch).tolist())
+    inside = graded.splits.pairs("in_domain")
+    relevant = inside[graded.qrels.score[inside] > 0]
+    assert len(relevant) < len(inside)
+    assert drawn == set(relevant.tolist()) == set(graded.splits.training_pairs().tolist())
+    only_zeros = set(graded.qrels.query[inside].tolist()) - set(graded.qrels.query[relevant].tolist())
+    assert only_zeros  # queries that are not trained on
+    relation = Relations(graded, weight_function("constant"), "dataset").of(batches.pairs(0, 0))
+    assert not only_zeros & set(relation.queries.tolist())
+
+
+def test_a_data_set_of_zeros_has_nothing_to_draw(tmp_path: Path) -> None:
+    zeros = ranked(tmp_path / "data", grades=(-1, 0))
+    with pytest.raises(ValueError, match="no seen query is judged for a seen document with a score above 0"):
+        make_batches(TrainConfig(str(zeros.path), "static", "unused"), zeros)
+
+
+@pytest.fixture(scope="module")
 def dataset(tmp_path_factory: pytest.TempPathFactory) -> RankedDataset:
     return ranked(tmp_path_factory.mktemp("batches") / "data", queries=30, documents=80, judged=20)
 

@@ -285,6 +285,12 @@ def test_the_key_of_a_request() -> None:
         ({"cors": "https://shop.example"}, "cors: found 'https://shop.example'; allowed: a list of texts"),
         ({"max_picture_bytes": 1 << 30}, "max_picture_bytes"),
         ({"allow_writes": 1}, "allow_writes: found 1; allowed: true or false"),
+        ({"allow_writes": "no"}, r"allow_writes: found 'no'; allowed: true or false \(no is a text by YAML 1.2"),
+        ({"max_batch": "1_000"}, r"max_batch: found '1_000'; .* \(a number is written without"),
+        ({"max_batch": None}, "max_batch: found None; allowed: an integer"),
+        ({"hosts": [2024]}, r"hosts: found \(2024,\); allowed: a list of texts"),
+        ({"hosts": {"a": "b"}}, "hosts: found {'a': 'b'}; allowed: a list of texts"),
+        ({"x" * 10_000: 4}, r"setting 'xxxxxxxxxxxx\.\.\.xxxxxxxxxxxxx' is not known"),
         ({"batch": 4}, "setting 'batch' is not known; allowed: max_batch"),
     ],
 )

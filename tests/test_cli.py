@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from opengcl import cli, make_shop
 from opengcl.data import RankedDataset
@@ -126,6 +127,27 @@ def test_train_evaluate_compare_metrics_report_and_search(
     assert code == 0, err
 
 
+def test_a_config_file_is_enough(
+    shop: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Settings as people write them: the folder is called 2024, the numbers 1e-5 and 1e0."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "shop").symlink_to(shop)
+    (tmp_path / "gcl.yaml").write_text(
+        "data: shop\nmodel: tiny\nout: 2024\nfields: {title: 1, image: 2e0}\nepochs: 1e0\nlearning_rate: 1e-5\n"
+        "evaluations: 0\nbatch_size: 64\ndevice: cpu\n"
+    )
+    code, out, err = run_cli(capsys, monkeypatch, "train", "--config", "gcl.yaml")
+    assert code == 0, err
+    assert "zero_shot" in out
+    written = yaml.safe_load((tmp_path / "2024" / "config.yaml").read_text())
+    assert (written["out"], written["learning_rate"]) == ("2024", 1e-5)
+    code, _, err = run_cli(capsys, monkeypatch, "train", "--config", "gcl.yaml", "--resume")
+    assert code == 0, err
+    code, _, err = run_cli(capsys, monkeypatch, "report", "2024")
+    assert code == 0, err
+
+
 def test_search_finds_what_a_full_sort_finds(story: tuple[Path, list[str]]) -> None:
     out, _ = story
     dataset = RankedDataset.open(out / "shop")
@@ -150,7 +172,15 @@ def test_vectors_follow_the_documents(story: tuple[Path, list[str]], shop: Path)
     [
         (["train", "--data", "nowhere", "--model", "tiny", "--out", "x"], "nowhere"),
         (["train", "--out", "x"], "setting 'data' is missing"),
-        (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--target", "list"], "use one of diagonal"),
+        (["train", "--data", "SHOP", "--model", "tiny"], "setting 'out' is missing"),
+        (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--target", "list"], "allowed: diagonal, masked"),
+        (["train", "--config", "none.yaml"], "none.yaml: cannot be read: No such file"),
+        (
+            ["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--set", "warmup="],
+            "found no value; write null",
+        ),
+        (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--set", "warmup=[1"], "not readable as YAML"),
+        (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--set", "strict=no"], "allowed: true or false"),
         (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--set", "warmup"], "write name=value"),
         (["train", "--data", "SHOP", "--model", "tiny", "--out", "x", "--fields", "price=1"], "title, image"),
         (
@@ -188,3 +218,34 @@ def test_help_does_not_wait_for_torch() -> None:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
     assert "quickstart" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--config", "FILE"],
+        ["data", "import", "t.csv", "--out", "x", "--mapping", "FILE"],
+        ["data", "curate", "--dry-run", "--config", "FILE"],
+    ],
+    ids=lambda words: " ".join(words[:2]),
+)
+def test_wrong_yaml_files_are_one_sentence(
+    words: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "t.csv").write_text("query,product_id,title,score\na,1,x,1\n")
+    wrong = {"empty": b"", "binary": bytes(range(256)), "latin": b"a: \xe9", "text": b"some words", "tab": b"a:\n\t- b"}
+    wrong |= {
+        "deep": b"[" * 10_000,
+        "large": b"#" * (2 << 20),
+        "alias": b"a: &x 1\nb: *x",
+        "tag": b"!!python/name:os {}",
+    }
+    for name, content in wrong.items():
+        (tmp_path / name).write_bytes(content)
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "loop").symlink_to("loop")
+    for name in (*wrong, "none", "folder", "loop", "empty/inside", "x" * 300):
+        code, _, err = run_cli(capsys, monkeypatch, *[name if word == "FILE" else word for word in words])
+        assert (code, err.startswith(f"error: {name}"), err.count("\n")) == (2, True, 1), err
+        assert len(err) < 800

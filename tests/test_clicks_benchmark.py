@@ -70,6 +70,15 @@ def test_debiased_scores_recover_the_order_better_than_click_rates(found: dict) 
     np.testing.assert_allclose(world["theta"], 1 / np.arange(1, 11), atol=0.06)
 
 
+def test_scores_are_not_behind_click_rates_where_clicks_are_rare() -> None:
+    name = "1%"
+    rare = recovery.measure(queries=25, sessions=20_000, seed=0, worlds=[name])["worlds"][name]
+    assert rare["clicks"] == pytest.approx(0.01 * 200_000, rel=0.15)
+    for metric in ("kendall_tau_b", "ndcg@10"):
+        assert rare[metric]["posterior - ctr"][2] > 0  # the upper end of the interval
+    np.testing.assert_allclose(rare["theta"][:5], 1 / np.arange(1, 6), atol=0.15)
+
+
 def test_lists_that_never_vary_are_refused_or_known(found: dict) -> None:
     worlds = found["worlds"]
     assert "at one position only" in worlds["lists never vary"]["refused"]

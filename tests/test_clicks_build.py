@@ -19,11 +19,13 @@ import pytest
 import yaml
 from PIL import Image
 
-from opengcl import cli
+from opengcl import cli, progress
 from opengcl.clicks import LogOptions, ScoreOptions, SupportOptions, from_logs, read_propensities
-from opengcl.clicks.counts import LONGEST_QUERY, normalised, query_id
+from opengcl.clicks.counts import LONGEST_QUERY, query_id
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, RankedDataset, Schema, write_dataset
+from opengcl.data.engine import connect
+from opengcl.query_text import normalised
 
 QUERIES, CANDIDATES = 25, 20
 SHOP = Simulation(sessions=1, depth=6, ranker_noise=0.5)
@@ -83,8 +85,8 @@ def test_the_folder_opens_strictly(made: Path, tmp_path: Path) -> None:
 def test_counts_in_the_qrels_are_those_of_the_log(made: Path, log: pa.Table) -> None:
     found = qrels(made)
     assert found.column_names == [
-        "query_id", "doc_id", "score", "expected_rate", "worth", "examinations", "impressions", "clicks", "carts",
-        "purchases",
+        "query_id", "doc_id", "score", "expected_rate", "worth", "worth_sd", "examinations", "impressions", "clicks",
+        "carts", "purchases",
     ]  # fmt: skip
     of_event = dict(zip(("impression", "click", "purchase"), ("impressions", "clicks", "purchases"), strict=True))
     keys = list(zip(found["query_id"].to_pylist(), found["doc_id"].to_pylist(), strict=True))
@@ -279,9 +281,14 @@ def test_values_need_their_kind(log: pa.Table, documents: Path, tmp_path: Path) 
 
 
 def test_the_bar_names_the_steps(
-    log: pa.Table, documents: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    log: pa.Table,
+    documents: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pq.write_table(log, tmp_path / "log.parquet")
+    monkeypatch.setattr(progress, "_on_terminal", lambda _: True)
     report = from_logs(tmp_path / "log.parquet", documents, tmp_path / "out")
     printed = capfd.readouterr()
     assert printed.out == ""
@@ -371,14 +378,28 @@ def test_queries_are_compared_normalised() -> None:
     assert len(query_id("")) == 20
 
 
+def test_wrong_memory_and_threads_are_told(tmp_path: Path) -> None:
+    for options in ({"memory": "bogus"}, {"threads": -1}):
+        with pytest.raises(DataSetError, match=r"DuckDB cannot start: found memory .* allowed: a size such as 1GB"):
+            connect(tmp_path, **options)
+
+
 def test_propensities_from_files(tmp_path: Path) -> None:
-    for name, text in (("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"), ("b.json", "[1, 0.5, 0.25]")):
+    for name, text in (
+        ("a.yaml", "1: 1\n2: 0.5\n3: 0.25\n"),
+        ("b.json", "[1, 0.5, 0.25]"),
+        ("c.yaml", "[1, 5e-1, .25]"),
+    ):
         (tmp_path / name).write_text(text)
         assert read_propensities(tmp_path / name) == (1.0, 0.5, 0.25)
     for text, message in (
         ("1: 1\n3: 0.5\n", "positions 1, 3; allowed: 1, 2"),
-        ("some text", "found str"),
-        ("[a]", "list"),
+        ("some text", "found 'some text'; allowed: a list of numbers"),
+        ("[1, a]", "line 1: found 'a' at position 2; allowed: above 0, up to 1"),
+        ("1: 1\n2: 1_0\n", "line 2: found '1_0' at position 2; allowed: above 0, up to 1 .*underscores"),
+        ("yes: 1\n2: 0.5\n", "positions yes, 2; allowed: 1, 2"),
+        ("1: 1\n2: -1e-3\n", "line 2: found -0.001 at position 2"),
+        ("", "found nothing; allowed: a list"),
     ):
         (tmp_path / "wrong.yaml").write_text(text)
         with pytest.raises(DataSetError, match=message):

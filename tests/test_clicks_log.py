@@ -296,6 +296,130 @@ def test_wrong_options_say_what_is_allowed(settings: dict[str, Any], message: st
         LogOptions(**settings)
 
 
+def without_some_views(seed: int) -> Rows:
+    rng = np.random.default_rng([4, seed])
+    lost: dict[tuple[Any, ...], bool] = {}
+    return [
+        row
+        for row in made_log(seed)
+        if row["event"] != "view" or not lost.setdefault((row["session"], row["doc_id"]), rng.random() < 0.4)
+    ]
+
+
+def implied_cells(rows: Rows) -> Counter[tuple[Any, ...]]:
+    """Impressions and clicks by cell where events with a position imply their impression, by loops."""
+    showings: dict[tuple[Any, ...], Rows] = {}
+    for row in rows:
+        if fault(row) is None:
+            showings.setdefault((row["session"], row["query"].strip().lower(), row["doc_id"]), []).append(row)
+    found: Counter[tuple[Any, ...]] = Counter()
+    for (_, query, document), events in showings.items():
+        views = [row["position"] for row in events if row["event"] == "view"]
+        others = [row["position"] for row in events if row["position"] >= 1]
+        place = min(views or others, default=None)
+        if place is not None:
+            found[query, document, place, "impressions"] += 1
+            found[query, document, place, "clicks"] += any(row["event"] != "view" for row in events)
+            found[query, document, place, "implied_impressions"] += not views
+    return +found
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_events_imply_impressions_where_they_have_none(duck: Run, seed: int) -> None:
+    rows = without_some_views(seed)
+    options = LogOptions(kinds=KINDS, imply_impressions=True)
+    found: Counter[tuple[Any, ...]] = Counter()
+    for row in duck(table_of(rows), lambda log: aggregate(log, options)):
+        for name in ("impressions", "clicks", "implied_impressions") if row["position"] else ():
+            found[row["query"], row["document"], row["position"], name] += round(row[name])
+    assert +found == implied_cells(rows)
+    assert sum(count for (*_, name), count in found.items() if name == "implied_impressions") > 10
+
+
+def test_what_is_without_impression_is_counted_by_kind(duck: Run) -> None:
+    rows = [row for row in without_some_views(0) if fault(row) is None]
+    keys: dict[tuple[Any, ...], set[str]] = {}
+    for row in rows:
+        keys.setdefault((row["session"], row["query"].strip().lower(), row["doc_id"]), set()).add(row["event"])
+    unseen = [names for names in keys.values() if "view" not in names]
+    cells = duck(table_of(rows), lambda log: aggregate(log, OPTIONS))
+    assert sum(row["lost_clicks"] for row in cells) == len(unseen) > 10
+    assert sum(row["lost_carts"] for row in cells) == sum("cart" in names for names in unseen)
+    assert sum(row["lost_purchases"] for row in cells) == sum("order" in names for names in unseen)
+
+
+def test_earlier_events_are_left_out(duck: Run) -> None:
+    rows = [row for row in made_log(1) if fault(row) is None]
+    since = START + timedelta(hours=700)
+    options = LogOptions(kinds=KINDS, time="time", since=since)
+    found = by_cell(duck(table_of(rows), lambda log: aggregate(log, options)))
+    assert_same_cells(found, cells_of([row for row in rows if row["time"] >= since], OPTIONS))
+    counts = {row["reason"]: row["rows"] for row in duck(table_of(rows), lambda log: count_rows(log, options))}
+    assert counts["before since"] == sum(row["time"] < since for row in rows) > 0
+
+
+@pytest.mark.parametrize("time", ["time", None], ids=["by time", "where it is the only one"])
+def test_events_without_a_query_have_that_of_their_impression(duck: Run, time: str | None) -> None:
+    """Two queries show one document in a session; a third shows another."""
+    shown = [("s", "lamp", "d1", 0), ("s", "shade", "d1", 20), ("s", "shade", "d2", 20), ("t", "bulb", "d1", 5)]
+    clicks = [("s", "d1", 10), ("s", "d1", 30), ("s", "d2", 30), ("t", "d1", 9), ("t", "d9", 9)]
+    rows = [
+        {"session": s, "query": q, "doc_id": d, "event": "view", "position": 1, "time": at} for s, q, d, at in shown
+    ] + [{"session": s, "query": None, "doc_id": d, "event": "tap", "position": 1, "time": at} for s, d, at in clicks]
+    options = LogOptions(kinds=KINDS, time=time, query_from_impressions=True)
+    found = duck(pa.Table.from_pylist(rows), lambda log: aggregate(log, options))
+    clicked = {(row["query"], row["document"]): row["clicks"] for row in found if row["position"]}
+    first = 1 if time else 0  # without times it is unknown which of the two was clicked
+    assert clicked == {("lamp", "d1"): first, ("shade", "d1"): first, ("shade", "d2"): 1, ("bulb", "d1"): 1}
+    assert sum(row["lost_clicks"] for row in found) == 1
+    reasons = {
+        row["reason"]: row["clicks"] for row in duck(pa.Table.from_pylist(rows), lambda log: count_rows(log, options))
+    }
+    assert reasons.get("no query", 0) == (0 if time else 2)
+
+
+def test_inverse_propensities_weigh_showings_and_are_clipped(duck: Run) -> None:
+    rows = [
+        {"query": "q", "doc_id": "d", "position": 1, "tapped": str(number % 3 == 0), "chance": chance}
+        for number, chance in enumerate((0.5, 0.25, 0.001, 1.0, 0.25, 0.1))
+    ]
+    options = LogOptions(
+        session=None, flags={"click": "tapped"}, propensity="chance", propensity_clip=0.1, kinds=LogOptions().kinds
+    )
+    (cell,) = duck(pa.Table.from_pylist(rows), lambda log: aggregate(log, options))
+    weights = np.array([2, 4, 10, 1, 4, 10])
+    assert cell["impressions"] == pytest.approx(weights.sum())
+    assert cell["squares"] == pytest.approx((weights**2).sum())
+    assert cell["clicks"] == pytest.approx(2 + 1)
+    (counted,) = duck(pa.Table.from_pylist(rows), lambda log: count_rows(log, options))
+    assert (counted["clipped"], counted["impressions"], counted["clicks"]) == (1, 6, 2)
+
+
+NESTED: dict[str, Any] = {
+    "results": ("items",), "document": "items.id", "position": "items.place", "session": "user+visit",
+    "query": "params.term", "query_from_impressions": True, "kinds": KINDS, "imply_impressions": True,
+    "propensity": "items.chance",
+}  # fmt: skip
+
+
+def nested_table() -> pa.Table:
+    rows = []
+    for number in range(40):
+        items = [{"id": f"d{(number * 3 + at) % 7}", "place": at + 1, "chance": 0.5} for at in range(4)]
+        params = [{"key": "term", "value": f"query {number % 3}"}]
+        base = {"user": f"u{number % 5}", "visit": number}
+        rows.append({**base, "event": "view", "items": items, "params": params})
+        rows.append({**base, "event": "tap", "items": items[number % 4 :][:1], "params": []})
+    return pa.Table.from_pylist(rows)
+
+
+@pytest.mark.parametrize("dialect", ["bigquery", "snowflake"])
+def test_nested_logs_compile_for_warehouses(dialect: str) -> None:
+    log = ibis.table(ibis.Schema.from_pyarrow(nested_table().schema), name="log")
+    for expression in (aggregate(log, LogOptions(**NESTED)), count_rows(log, LogOptions(**NESTED))):
+        assert "GROUP BY" in str(ibis.to_sql(expression, dialect=dialect))
+
+
 @pytest.mark.parametrize("dialect", ["bigquery", "snowflake"])
 def test_expressions_compile_for_warehouses(dialect: str) -> None:
     """What we cannot run here at least has SQL there."""
@@ -333,6 +457,17 @@ def test_spark_has_the_same_cells(spark: Any, duck: Run, tmp_path: Path, setting
     assert_same_cells(found, by_cell(duck(table_of(rows), lambda log: aggregate(log, options))))
     counts = {row["reason"]: row["rows"] for row in count_rows(table, options).to_pyarrow().to_pylist()}
     assert counts == Counter(map(fault, rows))
+
+
+@pytest.mark.filterwarnings("ignore")  # of pyspark and ibis about each other
+def test_spark_has_the_same_cells_of_nested_lists(spark: Any, duck: Run, tmp_path: Path) -> None:
+    pq.write_table(nested_table(), tmp_path / "log.parquet")
+    table = ibis.pyspark.connect(spark).read_parquet(str(tmp_path / "log.parquet"))
+    options = LogOptions(**NESTED)
+    found = by_cell(aggregate(table, options).to_pyarrow().to_pylist())
+    expected = by_cell(duck(nested_table(), lambda log: aggregate(log, options)))
+    assert_same_cells(found, expected)
+    assert sum(values[1] for values in expected.values()) == 80  # 40 clicks, each of weight 2
 
 
 # Of a large log without faults: users, marks of random order, repeats and broken rows, in places by hash.

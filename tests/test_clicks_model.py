@@ -18,14 +18,14 @@ def model_counts(seed: int, pairs: int, impressions: int) -> tuple[np.ndarray, .
     return theta, alpha, pair, position + 1, shown, rng.binomial(shown, theta[position] * alpha[pair])
 
 
-def test_em_recovers_examination_and_attractiveness():
+def test_the_fit_recovers_examination_and_attractiveness():
     theta, alpha, *counts = model_counts(0, pairs=400, impressions=300)
     found_theta, found_alpha = fit_position_model(*counts)
     np.testing.assert_allclose(found_theta, theta, atol=0.012)
     assert np.abs(found_alpha - alpha).mean() < 0.015
 
 
-def test_em_recovers_examination_where_good_documents_stand_higher():
+def test_the_fit_recovers_examination_where_good_documents_stand_higher():
     """What a click rate by position cannot: there the lower positions look worse than they are."""
     theta, alpha, pair, position, _, _ = model_counts(1, pairs=400, impressions=1)
     rank = np.argsort(np.argsort(-alpha))
@@ -37,7 +37,7 @@ def test_em_recovers_examination_where_good_documents_stand_higher():
     np.testing.assert_allclose(found, theta, atol=0.025)
 
 
-def test_em_ends_where_the_likelihood_is_flat():
+def test_the_fit_ends_where_the_likelihood_is_flat():
     theta, alpha, pair, position, shown, clicked = model_counts(3, pairs=30, impressions=500)
     found = fit_position_model(pair, position, shown, clicked)
 
@@ -52,6 +52,29 @@ def test_em_ends_where_the_likelihood_is_flat():
             moved = found[0].copy()
             moved[row] *= factor
             assert likelihood(moved, found[1]) < best
+
+
+@pytest.mark.parametrize("rate", [0.001, 0.003, 0.03, 0.5])
+def test_examination_is_recovered_whatever_the_click_rate(rate: float):
+    """Good documents stand higher, so that click rates by position, where EM starts, are far from the truth."""
+    rng = np.random.default_rng(5)
+    theta, alpha = 1 / np.arange(1, 7), np.sort(rng.beta(1, 2, 300))[::-1] * rate
+    pair, position = np.divmod(np.arange(6 * 300), 6)
+    shown = np.where(np.abs(position - 6 * pair / 300) < 1.5, 400, 40) * round(1 / rate)
+    clicked = rng.binomial(shown, theta[position] * alpha[pair])
+    naive = np.bincount(position, clicked) / np.bincount(position, shown)
+    found, _ = fit_position_model(pair, position + 1, shown, clicked)
+    assert np.abs(naive / naive[0] - theta).max() > 0.1
+    np.testing.assert_allclose(found, theta, atol=0.015)
+
+
+def test_what_was_never_clicked_has_nothing():
+    pair, position = np.divmod(np.arange(12), 4)
+    clicked = np.array([9, 5, 0, 2, 0, 0, 0, 0, 6, 2, 0, 1])
+    theta, alpha = fit_position_model(pair, position + 1, np.full(12, 20), clicked)
+    assert (theta[0], theta[2], alpha[1]) == (1, 0, 0)
+    assert (theta[[1, 3]] > 0).all()
+    assert (alpha[[0, 2]] > 0).all()
 
 
 def test_counts_weighted_alike_change_nothing():

@@ -64,6 +64,15 @@ def test_only_the_first_thousand_results_count():
     assert gcl_run_metrics(pairs(qrels), pairs(run), ["err"]).means()["err"] > 0
 
 
+def test_negative_grades_are_scaled_as_the_script_scales_them():
+    """It takes the lowest value of the file for 1, so that -1 and 0 differ there: relevance 1, 34 and 100."""
+    qrels = {"a": {"1": -1.0, "2": 0.0, "3": 2.0}}
+    assert gcl_relevance(pairs(qrels)).value.tolist() == [1.0, 34.0, 100.0]
+    run = {"a": {"2": 3.0, "1": 2.0, "3": 1.0}}
+    dcg, ideal = 34 + 1 / np.log2(3) + 100 / 2, 100 + 34 / np.log2(3) + 1 / 2
+    assert gcl_run_metrics(pairs(qrels), pairs(run)).means()["ndcg@10"] == pytest.approx(dcg / ideal)
+
+
 def test_relevance_is_scaled_over_the_whole_file_and_truncated():
     qrels = pairs({"a": {"1": 0.0, "2": 0.5}, "b": {"1": 1.0, "2": 0.999}})
     assert gcl_relevance(qrels).value.tolist() == [1.0, 50.0, 100.0, 99.0]

@@ -27,7 +27,7 @@ from opengcl.curate.llm import ChatModel
 from opengcl.curate.prompts import Prompt
 from opengcl.curate.queries import PROMPT_NAMES, QueryReply, QueryWriter, given_queries, query_id
 from opengcl.curate.rejects import Rejects
-from opengcl.curate.topics import Topic, read_topics
+from opengcl.curate.topics import Topic, read_column, read_topics
 from opengcl.near_duplicates import jaccard, shingles
 
 from .paid_services import KEY, THINGS, Fault, Services, completion, running
@@ -288,6 +288,17 @@ def test_topics_from_files(tmp_path: Path) -> None:
     assert "price" not in told
 
 
+def test_a_catalogue_with_stray_quotes_is_refused_and_other_layouts_are_read(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text('title,price\n"star lamp,3\nplain,2\n"moon lamp,1\n')
+    with pytest.raises(CurateError, match=r"p\.csv, line 2: a double quote opens a field"):
+        read_topics(QueryOptions(catalogue=str(tmp_path / "p.csv"), columns=["title"]), 0)
+    (tmp_path / "p.json").write_text('{"items": [{"title": "lamp", "price": 3.5}, {"title": "moon", "price": NaN}]}')
+    (sample,) = read_topics(QueryOptions(catalogue=str(tmp_path / "p.json")), 0)
+    assert set(sample.text.splitlines()[1:]) == {'{"title": "lamp", "price": 3.5}', '{"title": "moon"}'}
+    (tmp_path / "c.tsv").write_text("name;kind\nshoes;a\nlamps;b\n")
+    assert read_column(str(tmp_path / "c.tsv"), "name") == ["shoes", "lamps"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -296,7 +307,7 @@ def test_topics_from_files(tmp_path: Path) -> None:
         ({"categories": "c.parquet"}, "found the column None; allowed: a, b"),
         ({"categories": "c.parquet", "column": "x"}, "found the column 'x'; allowed: a, b"),
         ({"catalogue": "c.parquet", "columns": ["x"]}, "found no column 'x'; it has a, b"),
-        ({"catalogue": "empty.txt"}, "found the ending '.txt'; allowed: .parquet, .csv, .jsonl"),
+        ({"catalogue": "empty.txt"}, "found the ending '.txt'; allowed: .parquet, .csv, .tsv, .jsonl"),
         ({"catalogue": "broken.parquet"}, "broken.parquet: cannot be read"),
         ({"categories": "latin.txt"}, "latin.txt: cannot be read"),
     ],
@@ -349,6 +360,44 @@ BASE: dict[str, Any] = {
 
 def config(**changes: Any) -> Any:
     return load_config(None, {**BASE, **changes})
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "llm: {model: m, send_seed: yes}",
+            "line 4: llm.send_seed: Input should be a valid boolean (found 'yes') (yes",
+        ),
+        ("seed: 1_000", "line 4: seed: Input should be a valid integer (found '1_000') (a number is written"),
+        ("name: 2024", "line 4: name: Input should be a valid string (found 2024) (quotes make it a text)"),
+        ("budget:\n  cost: 1,5", "line 5: budget.cost: Input should be a valid number (found '1,5') (a decimal point"),
+        ("pictures:\n  fetch: true\n  retries: [1]", "line 6: pictures.retries: "),
+        (
+            "scores: {judge: {labels: {no: 0, yes: true}}}",
+            "line 4: scores.judge.labels.yes: Input should be",
+        ),
+        ("budget: 5", "line 4: budget: Input should be "),
+        ("llm:\n  model: m\n  model: n", "line 6: found the key 'model' twice"),
+        ("llm: &m {model: m}", "line 4: found the anchor '&m'"),
+        ("colour: red", "line 4: colour: Extra inputs are not permitted"),
+    ],
+)
+def test_errors_of_a_file_name_the_line(text: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(
+        f"out: shop\nqueries: {{file: q.txt}}\nsearch: {{source: serpapi, parameters: {{safe: off}}}}\n{text}\n"
+    )
+    with pytest.raises(CurateError) as caught:
+        load_config(tmp_path / "c.yaml", {})
+    assert f"c.yaml, {told}" in str(caught.value)
+
+
+def test_errors_of_an_option_do_not_blame_the_file(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("out: shop\nqueries: {file: q.txt}\nsearch: {source: serpapi, pages: 2}\n")
+    with pytest.raises(CurateError, match=r"^seed: Input should be a valid integer"):
+        load_config(tmp_path / "c.yaml", {"seed": "x"})
+    found = load_config(tmp_path / "c.yaml", {"search.parameters.no-cache": "off"})
+    assert found.search.parameters == {"no-cache": "off"}
 
 
 def test_a_file_and_what_wins_over_it(tmp_path: Path) -> None:
@@ -443,7 +492,7 @@ def test_without_the_extra_the_way_to_get_it_is_told() -> None:
 
 def test_a_config_that_is_no_mapping(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("- a")
-    with pytest.raises(CurateError, match=r"c.yaml: found list; allowed: a mapping"):
+    with pytest.raises(CurateError, match=r"c.yaml: found \['a'\]; allowed: a mapping"):
         load_config(tmp_path / "c.yaml", {})
 
 

@@ -46,7 +46,7 @@ def test_a_teachers_outputs_become_percent() -> None:
     outputs = np.array([0.0, 2.0, -2.0, 1000.0, -1000.0])
     expected = [50.0, 100 / (1 + math.exp(-2)), 100 / (1 + math.exp(2)), 100.0, 0.0]
     assert sigmoid_scores(outputs).tolist() == pytest.approx(expected)
-    assert query_range_scores(np.array([-3.0, 1.0, 0.0])).tolist() == [0, 100, 75]
+    assert query_range_scores(np.array([-3.0, 1.0, 0.0])).tolist() == [1, 100, 75.25]
     assert query_range_scores(np.array([2.0, 2.0])).tolist() == [100, 100]
 
 
@@ -166,7 +166,7 @@ def test_a_teacher_scores_pairs_and_its_outputs_are_kept(cross_encoder: Path, tm
         assert again.scores("redshoe", TITLES).tolist() == scores.tolist()
         assert again._model is None, "not even loaded"
         stretched = Teacher(options.model_copy(update={"scale": "query"}), journal).scores("redshoe", TITLES)
-        assert (stretched.min(), stretched.max()) == (0, 100)
+        assert (stretched.min(), stretched.max()) == (1, 100)
         assert np.argsort(stretched).tolist() == np.argsort(scores).tolist()
         assert journal.spent == Spent()
 

@@ -280,7 +280,7 @@ ROW_PROBLEMS: dict[str, tuple[Tables, list[str]]] = {
     ),
     "duplicate pair": (
         {"qrels": qrels(query_id=["q1", "q0", "q1", "q1"], doc_id=["d1", "d0", "d2", "d1"])},
-        ["qrels.parquet, column 'query_id, doc_id': duplicate pair", "row 3 repeats the pair ('q1', 'd1')"],
+        ["qrels.parquet, column 'query_id, doc_id': duplicate pair", "row 3 repeats the pair ('q1', 'd1') of row 0"],
     ),
     "score too high": (
         {"qrels": qrels(score=[100.0, 1.0, 100.5, 7.0])},
@@ -532,17 +532,26 @@ GOOD = "name: s\nqueries: {query: text}\ndocuments: {title: text, image: image}\
     [
         ("name: [", "not readable as YAML"),
         ("- a", "the file: found ['a']; allowed: a mapping"),
-        ("", "the file: found None; allowed: a mapping"),
+        ("", "the file: found nothing; allowed: a mapping"),
         (GOOD + "scores: 1\n", "unknown key 'scores'; allowed: name, queries, documents, score, splits, provenance"),
         (GOOD.replace("name: s\n", ""), "the key 'name' is missing"),
-        (GOOD.replace("name: s", "name: 3"), "name: found 3; allowed: a text"),
-        (GOOD.replace("title: text", "title: words"), "documents.title: found 'words'; allowed: text, image"),
+        (GOOD.replace("name: s", "name: [3]"), "line 1: name: found [3]; allowed: a text"),
+        (GOOD.replace("name: s", "name: null"), "line 1: name: found None; allowed: a text"),
+        (GOOD.replace("title: text", "title: words"), "line 3: documents.title: found 'words'; allowed: text, image"),
         (GOOD.replace("{query: text}", "[query]"), "queries: found ['query']; allowed: a mapping"),
         (GOOD.replace("{query: text}", "{}"), "queries: found {}"),
-        (GOOD.replace("query: text", "yes: text"), "queries: found the field True; allowed: a column's name"),
+        (GOOD.replace("query: text", "'': text"), "line 2: queries: found the field ''; allowed: a column's name"),
+        (GOOD.replace("query: text", "yes: text"), "queries.parquet, column 'yes': missing"),
+        (GOOD.replace("query: text", "query: {1: 2}"), "queries.query: found {'1': 2}; allowed: text, image"),
         (GOOD.replace("title: text", "split: text"), "documents: the column 'split' cannot be a model field"),
         (GOOD.replace("title: text", "doc_id: text"), "documents: the column 'doc_id' cannot be a model field"),
         (GOOD.replace("min: 1,", ""), "score: the key 'min' is missing; required: min, max"),
+        (GOOD.replace("min: 1", "min: '1'"), "score.min: found '1'; allowed: a finite number (a number is written"),
+        (GOOD.replace("min: 1", "min: yes"), "score.min: found 'yes'; allowed: a finite number (yes is a text"),
+        (GOOD.replace("{min: 1, max: 100}", "5"), "line 4: score: found 5; allowed: a mapping"),
+        (GOOD + "splits:\n", "line 5: splits: found nothing; allowed: a mapping"),
+        (GOOD + "provenance: {a: &x [1], b: *x}\n", "line 5: found the anchor '&x'; allowed: none"),
+        (GOOD + "name: t\n", "line 5: found the key 'name' twice"),
         (GOOD.replace("min: 1", "min: low"), "score.min: found 'low'; allowed: a finite number"),
         (GOOD.replace("max: 100", "max: .nan"), "score.max: found nan; allowed: a finite number"),
         (GOOD.replace("max: 100", "max: 1"), "score: found min 1 and max 1; allowed: min < max"),
@@ -560,14 +569,21 @@ def test_wrong_yaml(make, text: str, expected: str) -> None:
     folder = make()
     (folder / "dataset.yaml").write_text(text)
     told = message(folder)
-    assert told.startswith(str(folder / "dataset.yaml"))
+    assert told.startswith((str(folder / "dataset.yaml"), "queries.parquet"))
     assert expected in told
 
 
 def test_yaml_that_is_not_text(make) -> None:
     folder = make()
     (folder / "dataset.yaml").write_bytes(b"name: \xff")
-    assert "dataset.yaml: byte 6 is not UTF-8" in message(folder)
+    assert "dataset.yaml, line 1: byte 6 is not UTF-8" in message(folder)
+
+
+def test_a_name_that_looks_like_a_number_is_a_text() -> None:
+    for written in ("2024", "007", "1e-5", "yes", "true", "2020-01-01", "1:30"):
+        assert Schema.parse(GOOD.replace("name: s", f"name: {written}")).name == written
+    small = Schema.parse(GOOD.replace("max: 100", "max: 1e5") + "splits: {dev: .25, seed: 010}")
+    assert (small.score_max, small.splits.dev, small.splits.seed) == (1e5, 0.25, 10)
 
 
 def test_schema_round_trip() -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import ast
 import dataclasses
 import importlib
+import inspect
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 import yaml
@@ -38,6 +43,9 @@ COMMANDS: dict[str, Any] = {
 }
 # Options of other programs that the pages mention.
 FOREIGN = {"--nproc-per-node", "--no-python"}
+# Packages of other launchers, which the tests do not install; files whose names look like Python's.
+NOT_INSTALLED = {"ray"}
+OUR_FILES = {"opengcl.json"}
 
 
 def name_of(page: Path) -> str:
@@ -70,7 +78,8 @@ OURS = [(where, words[words.index("opengcl") + 1 :]) for where, words in LINES i
 
 
 def option_names(command: Any) -> set[str]:
-    return {name for parameter in command.params for name in parameter.opts if name.startswith("-")}
+    names = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return {name for name in names if name.startswith("-")}
 
 
 def split_command(words: list[str]) -> tuple[str, list[str]]:
@@ -118,11 +127,95 @@ def test_commands_in_prose_exist(page: Path) -> None:
 def test_python_blocks_compile_and_import_what_exists(page: Path) -> None:
     for body in blocks(page, "python"):
         for node in ast.walk(ast.parse(body)):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("opengcl"):
-                module = importlib.import_module(node.module or "")
+            if isinstance(node, ast.ImportFrom) and str(node.module).split(".")[0] not in NOT_INSTALLED:
+                module = importlib.import_module(str(node.module))
                 assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
+            if isinstance(node, ast.Import):
+                for alias in node.names:
+                    importlib.import_module(alias.name)
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "opengcl":
                 assert node.attr in opengcl.__all__
+
+
+def found(path: str) -> Any:
+    """What a dotted path names, imported as a reader would."""
+    parts = path.split(".")
+    for length in range(len(parts), 0, -1):
+        try:
+            value = importlib.import_module(".".join(parts[:length]))
+        except ModuleNotFoundError:
+            continue
+        for name in parts[length:]:
+            value = getattr(value, name)
+        return value
+    raise ModuleNotFoundError(path)
+
+
+REFERENCES = [(name_of(page), path) for page in PAGES for path in re.findall(r"^::: (\S+)$", prose(page), re.MULTILINE)]
+
+
+@pytest.mark.parametrize("path", [path for _, path in REFERENCES], ids=[" ".join(one) for one in REFERENCES])
+def test_what_the_api_pages_list_is_imported_under_that_name(path: str) -> None:
+    """The page's heading is this path; in `opengcl` itself it is one of the names that load when they are used."""
+    module, _, name = path.rpartition(".")
+    assert inspect.getdoc(found(path))
+    assert name in getattr(importlib.import_module(module), "__all__", [name])
+
+
+def test_every_public_name_is_on_an_api_page() -> None:
+    assert {f"opengcl.{name}" for name in opengcl.__all__} - {"opengcl.__version__"} <= {path for _, path in REFERENCES}
+
+
+@every_page
+def test_python_names_in_prose_exist(page: Path) -> None:
+    for span in re.findall(r"`(opengcl\.[A-Za-z_.]+)[`(\[]", prose(page)):
+        assert span in OUR_FILES or found(span) is not None
+
+
+def test_public_names_are_lazy_and_known_to_type_checkers() -> None:
+    tree = ast.parse((ROOT / "src/opengcl/__init__.py").read_text(encoding="utf-8"))
+    checked = next(node for node in tree.body if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+    imported = {alias.name: node.module for node in checked.body for alias in node.names}  # type: ignore[attr-defined]
+    assert imported == opengcl._HOMES
+    assert sorted([*imported, "__version__"]) == sorted(opengcl.__all__) == opengcl.__all__
+    assert set(opengcl.__all__) <= set(dir(opengcl))
+    assert [name for name, home in imported.items() if getattr(opengcl, name) is not found(f"{home}.{name}")] == []
+    with pytest.raises(AttributeError, match="module 'opengcl' has no attribute 'nothing'"):
+        _ = opengcl.nothing  # type: ignore[attr-defined]
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    told = "import sys; before = set(sys.modules); import opengcl; dir(opengcl); print(*(set(sys.modules) - before))"
+    loaded = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True).stdout.split()
+    assert {name.split(".")[0] for name in loaded} - set(sys.stdlib_module_names) == {"opengcl"}
+    assert [name for name in loaded if name.startswith("opengcl.")] == []
+
+
+@pytest.fixture(scope="module")
+def small_shop(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return opengcl.make_shop(tmp_path_factory.mktemp("blocks") / "shop", products=40, queries=30, image_size=16)
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/python-api.md", "docs/data-format.md", "docs/training.md"])
+def test_python_blocks_run(page: str, small_shop: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As they stand, in a folder with a small shop; but training takes a step or two."""
+    train, make_shop = opengcl.train, opengcl.make_shop
+    shorter = {"epochs": 0.1, "evaluations": 0, "batch_size": 32, "device": "cpu"}
+    monkeypatch.setattr(
+        opengcl, "train", lambda config: train(dataclasses.replace(config, **shorter), progress=False), raising=False
+    )
+    monkeypatch.setattr(
+        opengcl, "make_shop", lambda out: make_shop(out, products=40, queries=30, image_size=16), raising=False
+    )
+    monkeypatch.chdir(tmp_path)
+    if page != "docs/python-api.md":
+        shutil.copytree(small_shop, "shop")
+    scope: dict[str, Any] = {"__name__": "example"}
+    if page == "docs/data-format.md":
+        tables = ("queries", "documents", "qrels")
+        scope |= {name: pq.read_table(small_shop / f"{name}.parquet") for name in tables}
+    for body in blocks(ROOT / page, "python"):
+        exec(compile(body.replace('write_dataset("shop"', 'write_dataset("new"'), page, "exec"), scope)  # noqa: S102
 
 
 def test_the_readme_shows_the_public_names() -> None:

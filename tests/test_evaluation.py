@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import pytrec_eval
 import torch
 
 import opengcl.evaluation
@@ -61,6 +62,34 @@ def test_equals_a_loop_over_queries(dataset: RankedDataset, model: BiEncoder, pa
         assert row["pairs"] == trained
     expected = sum(len(dataset.splits.query_rows(split, part)) for split in SPLITS)
     assert found.per_query.num_rows == expected == sum(row["queries"] for row in found.splits().values())
+
+
+@pytest.mark.parametrize("grades", [(-1, 0, 1, 2), (0, 1, 2), (-1, -1, 0, 1)])
+def test_grades_of_0_and_below_count_as_trec_eval_counts_them(
+    grades: tuple[float, ...], model: BiEncoder, tmp_path: Path
+) -> None:
+    """Shifted up by the least of them, as they once were, -1 to 2 made a grade of 0 relevant.
+
+    No grade is below -1 here: trec_eval itself crashes on a query whose grades all are.
+    """
+    graded = ranked(tmp_path / "data", queries=30, documents=60, judged=20, grades=grades)
+    found = evaluate(model, graded, part="all", runs=tmp_path / "runs")
+    measures = {"ndcg@10": "ndcg_cut_10", "mrr": "recip_rank", "precision@10": "P_10", "map": "map"}
+    asked = {"ndcg_cut.10", "recip_rank", "P.10", "map", "recall.100"}
+    for split, row in found.splits().items():
+        tables = [pq.read_table(tmp_path / "runs" / f"{split}.{name}.parquet") for name in ("qrels", "run")]
+        qrels, run = ({query: {} for query in table["query_id"].to_pylist()} for table in tables)
+        for pair in tables[0].to_pylist():
+            qrels[pair["query_id"]][pair["doc_id"]] = int(pair["score"])
+        for place, pair in enumerate(tables[1].to_pylist()):
+            run[pair["query_id"]][pair["doc_id"]] = -float(place)
+        theirs = list(pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(run).values())
+        assert len(theirs) == row["queries"]
+        for ours, measure in {**measures, "recall@100": "recall_100"}.items():
+            assert row[ours] == pytest.approx(np.mean([one[measure] for one in theirs]), abs=1e-12)
+        report = metrics_of_files(*(tmp_path / "runs" / f"{split}.{name}.parquet" for name in ("qrels", "run")))
+        assert report["metrics"]["precision@10"] == pytest.approx(row["precision@10"], abs=1e-12)
+    assert min(found.results["relevance"].to_pylist()) == 0
 
 
 def test_a_split_is_searched_over_its_own_half(dataset: RankedDataset, model: BiEncoder) -> None:

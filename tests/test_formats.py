@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import gzip
 import io
 import json
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from PIL import Image
 
 from opengcl.data import DataSetError, RankedDataset
 from opengcl.data.splits import choose
+from opengcl.data.twins import query_twins
 from opengcl.sources.formats import FORMATS, SourceOptions, open_source
 from opengcl.sources.importing import ImportOptions, import_dataset
 from opengcl.sources.mapping import TableMapping, hashed
@@ -136,7 +139,7 @@ def test_wands(tmp_path: Path) -> None:
         folder / "product.csv",
         "product_id\tproduct_name\tproduct_class\tcategory hierarchy\tproduct_description\tproduct_features\t"
         "rating_count\taverage_rating\treview_count\n"
-        '7\tbig chair\tChairs\tFurniture / Chairs\t"soft, with a\nline break"\tcolor:red|legs:4\t15.0\t4.5\t12.0\n'
+        '7\tbig chair\tChairs\tFurniture / Chairs\tsoft, "with" a rest\tcolor:red|legs:4\t15.0\t4.5\t12.0\n'
         "8\trug\t\t\t\t\t\t\t\n",
     )
     written(
@@ -145,7 +148,8 @@ def test_wands(tmp_path: Path) -> None:
     )
     data = brought(tmp_path, "wands", folder)
     assert scores(data) == {("0", "7"): 1.0, ("0", "8"): 0.0, ("1", "8"): 0.5}
-    assert data.documents.texts("description", [0, 1]) == ["soft, with a\nline break", None]
+    assert data.documents.texts("description", [0, 1]) == ['soft, "with" a rest', None]
+    assert data.queries.texts("query", [1]) == ['"5\'" rug']
     assert data.documents.values("rating_count", [0]) == ["15.0"]
     assert len(data.schema.provenance["files"]) == 3
 
@@ -233,6 +237,66 @@ def test_trec(tmp_path: Path) -> None:
     assert scores(data) == {("301", "D-1"): 2, ("301", "D-2"): 0, ("302", "D-2"): 1}
     with pytest.raises(DataSetError, match="required: a table of queries and one of documents"):
         open_source("trec", str(tmp_path / "qrels.txt"), SourceOptions())
+
+
+TOPICS: dict[str, str] = {
+    "topics.301-302": '<top>\n\n<num> Number: 301 \n<title> "Organized\n crime\n\n<desc> Description: \nIdentify it\n'
+    "\n<narr> Narrative: \nA &amp; B.\n\n</top>\n\n<top>\n<num> Number: 302\n<title> Polio &lt; 5\n</top>\n",
+    "topics.xml": '<?xml version="1.0"?>\n<topics task="x">\n<topic number="301">"Organized crime</topic>\n'
+    '<topic number="302"><query>Polio &lt; 5</query><question>Why?</question></topic></topics>\n',
+    "queries.tsv": '301\t"Organized crime\n302\tPolio < 5\n',
+    "queries.named.tsv": 'query_id\tquery\n301\t"Organized crime\n302\tPolio < 5\n',
+    "queries.csv": 'query_id,query\n301,"""Organized crime"\n302,Polio < 5\n',
+}
+COLLECTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "collection.tsv": ('D-1\tthe "first\nD-2\tthe second" one\n', ("text",)),
+    "msmarco-docs.tsv": ('D-1\thttp://x\tT\tthe "first\nD-2\thttp://y\tU\tthe second\n', ("title", "body")),
+    "docs.jsonl": ('{"doc_id": "D-1", "title": "a"}\n{"doc_id": "D-2", "title": "b"}\n', ("title",)),
+}
+
+
+@pytest.mark.parametrize("collection", COLLECTIONS)
+@pytest.mark.parametrize("topics", TOPICS)
+def test_trec_topics_and_collections(tmp_path: Path, topics: str, collection: str) -> None:
+    written(tmp_path / "qrels.txt", "301\t0\tD-1\t2\n302 0 D-2 1\n")
+    queries = written(tmp_path / topics, TOPICS[topics])
+    documents = written(tmp_path / collection, COLLECTIONS[collection][0])
+    data = brought(tmp_path, "trec", tmp_path / "qrels.txt", SourceOptions(queries=queries, documents=documents))
+    assert scores(data) == {("301", "D-1"): 2, ("302", "D-2"): 1}
+    assert data.queries.texts("query", [0, 1]) == ['"Organized crime', "Polio < 5"]
+    assert tuple(data.schema.documents) == COLLECTIONS[collection][1]
+    if collection == "collection.tsv":
+        assert data.documents.texts("text", [0, 1]) == ['the "first', 'the second" one']
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "told"),
+    [
+        ("t.txt", "<top>\n<num> 1\n<title> a\n", "t.txt, line 1: found a topic without an end"),
+        ("t.txt", "\n<top>\n<title> a\n</top>\n", "t.txt, line 2: found a topic without <num>"),
+        ("t.txt", "<x>\n", "t.txt: found no topics"),
+        ("t.tsv", "1\ta\tb\n", "t.tsv, line 1: found 3 columns and no header; allowed: a header, or columns: 2"),
+        ("t.tsv", "1\ta\n2\n", "t.tsv, line 2: found 1 columns; allowed: 2"),
+    ],
+)
+def test_wrong_topics_say_where(tmp_path: Path, name: str, content: str, told: str) -> None:
+    written(tmp_path / "qrels.txt", "1 0 D-1 2\n")
+    documents = written(tmp_path / "docs.jsonl", '{"doc_id": "D-1", "title": "a"}\n')
+    options = SourceOptions(queries=written(tmp_path / name, content), documents=documents)
+    with pytest.raises(DataSetError) as caught:
+        brought(tmp_path, "trec", tmp_path / "qrels.txt", options)
+    assert told in str(caught.value)
+
+
+def test_quotes_in_beir_judgments_are_text(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    beir(folder)
+    with (folder / "corpus.jsonl").open("a") as file:
+        file.write('{"_id": "\\"d5", "title": "", "text": "x"}\n{"_id": "d6\\"", "title": "", "text": "y"}\n')
+    qrels(folder, test='q1 "d5 1; q2 d2 1; q3 d6" 2')
+    data = brought(tmp_path, "beir", folder, bad_rows="skip")
+    assert scores(data) == {("q1", '"d5'): 1, ("q2", "d2"): 1, ("q3", 'd6"'): 2}
 
 
 # Marqo-GS-10M
@@ -383,6 +447,111 @@ def test_hugging_face_folders(tmp_path: Path) -> None:
         assert scores(data) == expected
     with pytest.raises(DataSetError, match="cannot be opened"):
         open_source("huggingface", str(tmp_path / "plain"), SourceOptions(split="none")).describe()
+
+
+# Columns as they come
+
+
+def test_lists_in_json_lines(tmp_path: Path) -> None:
+    """Pictures and tags as lists, and what is inside an object by its path."""
+    (tmp_path / "pics").mkdir()
+    for name in ("a", "b"):
+        (tmp_path / f"pics/{name}.jpg").write_bytes(jpeg())
+    rows = [
+        {"query": "x", "id": 1, "title": "one", "images": ["pics/a.jpg", "pics/b.jpg"], "tags": ["red", "shoe"]},
+        {"query": "x", "id": 2, "title": "two", "images": "pics/b.jpg", "tags": []},
+        {"query": "y", "id": 3, "title": "three", "images": [], "tags": None},
+    ]
+    lines = [json.dumps({**row, "judged": {"grade": n + 1}}) for n, row in enumerate(rows)]
+    path = written(tmp_path / "t.jsonl", "\n".join(lines))
+    mapping = TableMapping(documents={"title": "title", "tags": "tags"}, score="judged.grade", join_lists=" / ")
+    data = brought(tmp_path, "jsonl", path, SourceOptions(mapping))
+    assert data.documents.texts("tags", range(3)) == ["red / shoe", None, None]
+    assert data.documents.present("image", range(3)).tolist() == [True, True, False]
+    assert data.qrels.score.tolist() == [1, 2, 3]
+    told = "t.jsonl, column 'images': the first of several pictures is taken in 1 row"
+    assert told in data.schema.provenance["notes"]
+    with pytest.raises(
+        DataSetError, match=r"t\.jsonl, column 'tags': found type list<item: large_string>.*--join-lists"
+    ):
+        brought(tmp_path / "x", "jsonl", path, SourceOptions(replace(mapping, join_lists=None)))
+    with pytest.raises(DataSetError, match="column 'tags': found type list"):
+        brought(tmp_path / "y", "jsonl", path, SourceOptions(TableMapping(score="tags")))
+
+
+def test_columns_of_hugging_face(tmp_path: Path) -> None:
+    """Names of labels, and the first of a sequence of pictures, streamed as from the hub."""
+    features = datasets.Features(
+        {
+            "query": datasets.Value("string"),
+            "product_id": datasets.Value("int32"),
+            "title": datasets.Value("large_string"),
+            "images": datasets.Sequence(datasets.Image()),
+            "grade": datasets.ClassLabel(names=["irrelevant", "partial", "exact"]),
+        }
+    )
+    shots = [Image.new("RGB", (size, 3)) for size in (4, 5)]
+    rows = {"query": ["a", "a", "b"], "product_id": [1, 2, 1], "title": ["x", "y", "x"], "grade": [2, 0, 1]}
+    table = datasets.Dataset.from_dict({**rows, "images": [shots, shots[1:], []]}, features)
+    (tmp_path / "hub").mkdir()
+    table.to_parquet(str(tmp_path / "hub/train.parquet"))
+    table.save_to_disk(str(tmp_path / "disk"))
+    mapping = TableMapping(label="grade", gains={"exact": 1.0, "partial": 0.5, "irrelevant": 0.0})
+    for name in ("hub", "disk"):
+        (tmp_path / f"for-{name}").mkdir()
+        data = brought(tmp_path / f"for-{name}", "huggingface", tmp_path / name, SourceOptions(mapping))
+        assert scores(data) == {(hashed(["a"]), "1"): 1.0, (hashed(["a"]), "2"): 0.0, (hashed(["b"]), "1"): 0.5}
+        assert [one.size for one in data.documents.images("image", [0, 1]) if one] == [(4, 3), (5, 3)]
+        labels = pq.read_table(tmp_path / f"for-{name}/out/qrels.parquet")["label"].to_pylist()
+        assert labels == ["exact", "irrelevant", "partial"]
+
+
+def test_queries_of_benchmarks_with_the_same_text_are_kept(tmp_path: Path) -> None:
+    folder = tmp_path / "b"
+    folder.mkdir()
+    qrels(beir(folder), train="q1 d1 1", test="q2 d2 1")
+    written(folder / "queries.jsonl", '{"_id": "q1", "text": "red shoe"}\n{"_id": "q2", "text": "RED SHOE "}\n')
+    data = brought(tmp_path, "beir", folder)
+    assert scores(data) == {("q1", "d1"): 1, ("q2", "d2"): 1}
+    assert query_twins(data, examples=5)[0].count == 1
+
+
+SHOPIFY = """Handle,Title,Body (HTML),Vendor,Option1 Value,Variant SKU,Variant Price,Image Src
+linen-shirt,Linen shirt,<p>Light</p>,Acme,S,LS-S,29.00,{0}
+linen-shirt,,,,M,LS-M,29.00,{1}
+linen-shirt,,,,L,LS-L,31.00,
+felt-hat,Felt hat,<p>Warm</p>,Acme,,FH,19.00,
+felt-hat,,,,,,,{1}
+"""
+
+
+def test_a_shopify_export(tmp_path: Path) -> None:
+    uris = [f"data:image/jpeg;base64,{base64.b64encode(jpeg()).decode()}" for _ in range(2)]
+    text = SHOPIFY.format(*(f'"{uri}"' for uri in uris))
+    documents = written(tmp_path / "products_export.csv", text)
+    path = written(tmp_path / "r.csv", "search_term,handle,rating\nshirt,linen-shirt,5\nhat,felt-hat,4\n")
+    mapping = TableMapping(score="rating", keep=("Variant Price",))
+    data = brought(tmp_path, "csv", path, SourceOptions(mapping, documents=documents))
+    assert data.documents.ids() == ["linen-shirt", "felt-hat"]
+    assert data.documents.texts("title", [0, 1]) == ["Linen shirt", "Felt hat"]
+    assert data.documents.present("image", [0, 1]).tolist() == [True, True]
+    counts = data.schema.provenance["counts"]
+    assert (counts["filled_from_later_rows"], counts["differing"]) == (1, 1)  # the hat's picture; the price of L
+    assert any(
+        "'Variant Price'" in one and "'29.00' and then '31.00'" in one for one in data.schema.provenance["notes"]
+    )
+
+
+def test_a_woocommerce_export(tmp_path: Path) -> None:
+    documents = written(
+        tmp_path / "wc-product-export.csv",
+        'ID,Type,SKU,Name,Images\n7,simple,A-7,Mug,"https://x.example/a.jpg, https://x.example/b.jpg"\n',
+    )
+    path = written(tmp_path / "r.csv", "query,product_id,score\nmug,7,5\n")
+    source = open_source("csv", str(path), SourceOptions(documents=documents))
+    (batch,) = [one for one in source.batches(progress=False) if one.side == "documents"]
+    assert batch.rows.to_pylist() == [{"doc_id": "7", "title": "Mug", "image": "https://x.example/a.jpg"}]
+    assert batch.told == {"wc-product-export.csv, column 'Images': the first of several pictures is taken": 1}
 
 
 def test_formats_are_named(tmp_path: Path) -> None:

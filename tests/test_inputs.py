@@ -82,7 +82,7 @@ def test_cached_features_are_the_encoders_own(dataset: RankedDataset, tmp_path: 
     inputs.cache(tmp_path, image_cache_bytes=1e9, progress=False)
     for field, given in inputs.of(ROWS).items():
         (chunk,) = given["chunks"]
-        expected = preprocess(encoder, records, field, ROWS[given["order"].numpy()])
+        expected = preprocess(encoder, records, field, ROWS[given["order"].numpy()], "document")
         assert set(chunk) == set(expected)
         for key, value in expected.items():
             if isinstance(value, torch.Tensor):

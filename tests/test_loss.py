@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from opengcl import log_normalisers
-from opengcl.loss import DIRECTIONS, TARGETS, gcl_loss
+from opengcl.loss import DIRECTIONS, TARGETS, contrastive_loss, gcl_loss
 
 from .reference import loss_loops
 
@@ -193,7 +193,9 @@ def test_columns_far_below_the_rows_keep_their_precision(size: float) -> None:
     logits[:, 3] -= 150.0
     weights = torch.rand(6, 7, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     losses = [
-        gcl_loss(logits.to(dtype), torch.eye(7, dtype=dtype), weights, size, target="full").double()
+        contrastive_loss(
+            logits.to(dtype), torch.eye(7, dtype=dtype), weights, size, target="full", direction="both"
+        ).double()
         for dtype in (torch.float32, torch.float64)
     ]
     shares = weights / weights.sum()
@@ -282,6 +284,20 @@ def test_half_precision_accumulates_in_float32(dtype: torch.dtype) -> None:
 def test_bad_input_is_refused(weights: torch.Tensor, target: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         gcl_loss(unit(4, 3, 0), unit(4, 3, 1), weights, 10.0, target=target)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
+def test_rows_that_are_not_unit_rows_are_refused(dtype: torch.dtype) -> None:
+    """Rounding to half precision is no reason; a forgotten normalisation is."""
+    for dim in (1, 2, 3, 64, 4096):
+        gcl_loss(unit(50, dim, 0, dtype), unit(50, dim, 1, dtype), torch.ones(50), 10.0)
+    rows = unit(4, 3, 0, dtype)
+    for factor, found in ((5.0, "5"), (0.0, "0"), (torch.nan, "nan")):
+        wrong = rows.clone()
+        wrong[2] *= factor
+        for sides, name in (((wrong, rows), "queries"), ((rows, wrong), "documents")):
+            with pytest.raises(ValueError, match=rf"{name} must have unit rows: found row 2 of length {found}.*norm"):
+                gcl_loss(*sides, torch.ones(4), 10.0)
 
 
 def test_bad_shapes_are_refused() -> None:

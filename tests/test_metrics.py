@@ -14,7 +14,7 @@ from opengcl import metrics
 from tests.reference import metrics_loops as loops
 
 NAMES = ("ndcg@3", "ndcg@10", "ndcg_exp@5", "err", "err@2", "rbp@0.7", "rbp@0.95", "recall@2", "recall@50")
-NAMES += ("precision@1", "precision@20", "mrr", "mrr@2", "map", "map@3")
+NAMES += ("success@1", "success@3", "precision@1", "precision@20", "mrr", "mrr@2", "map", "map@3")
 
 
 def one(function, retrieved, judged, **options):
@@ -33,6 +33,7 @@ def loop(name, retrieved, judged, threshold=0.0):
     function = {
         "recall": loops.recall,
         "precision": loops.precision,
+        "success": loops.success,
         "mrr": loops.reciprocal_rank,
         "map": loops.average_precision,
     }[base]
@@ -151,16 +152,37 @@ def test_a_batch_gives_what_its_rows_give_alone(monkeypatch):
         np.testing.assert_array_equal(together[name], alone)
 
 
-def test_agrees_with_trec_eval_on_whole_grades():
+def test_below_0_counts_as_0_by_hand():
+    """The two documents above the grade 1 are junk (-1) and judged 0; a third of the list is relevant."""
+    retrieved, judged = [-1.0, 0.0, 1.0], [-1.0, 0.0, 1.0, 2.0]
+    assert one(metrics.reciprocal_rank, retrieved, judged) == pytest.approx(1 / 3)
+    assert one(metrics.precision, retrieved, judged, k=3) == pytest.approx(1 / 3)
+    assert one(metrics.recall, retrieved, judged, k=3) == 1 / 2
+    assert one(metrics.average_precision, retrieved, judged) == pytest.approx(1 / 3 / 2)
+    assert one(metrics.ndcg, retrieved, judged, k=3) == pytest.approx(0.5 / (2 + 1 / math.log2(3)))
+    assert metrics.relevance(np.array([-1.0, 0.0, 0.5])).tolist() == [0.0, 0.0, 0.5]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_below_0_and_0_are_the_same(name):
+    rng = np.random.default_rng(4)
+    judged = rng.integers(-2, 4, (30, 8)).astype(float)
+    retrieved = rng.permuted(judged, axis=1)[:, :6]
+    expected = metrics.compute([name], np.maximum(retrieved, 0), np.maximum(judged, 0))[name]
+    np.testing.assert_array_equal(metrics.compute([name], retrieved, judged)[name], expected)
+
+
+@pytest.mark.parametrize("lowest", [0, -3])
+def test_agrees_with_trec_eval_on_whole_grades(lowest):
+    """Also on grades below 0, and on queries that have none above it."""
     rng = np.random.default_rng(0)
     queries, documents = 60, 40
-    measures = {"ndcg_cut.10", "map", "map_cut.5", "recip_rank", "P.5", "P.100", "recall.20"}
-    names = ["ndcg@10", "map", "map@5", "mrr", "precision@5", "precision@100", "recall@20"]
-    keys = ["ndcg_cut_10", "map", "map_cut_5", "recip_rank", "P_5", "P_100", "recall_20"]
+    measures = {"ndcg_cut.10", "map", "map_cut.5", "recip_rank", "P.5", "P.100", "recall.20", "success.1,5"}
+    names = ["ndcg@10", "map", "map@5", "mrr", "precision@5", "precision@100", "recall@20", "success@1", "success@5"]
+    keys = ["ndcg_cut_10", "map", "map_cut_5", "recip_rank", "P_5", "P_100", "recall_20", "success_1", "success_5"]
     qrels, run, retrieved, judged = {}, {}, np.zeros((queries, 30)), np.zeros((queries, documents))
     for q in range(queries):
-        judged[q] = np.maximum(0, rng.integers(-6, 5, documents))
-        judged[q, 0] = 1  # trec_eval leaves a query without a relevant document at 0 as well, but keep it plain
+        judged[q] = np.maximum(lowest, rng.integers(-6, 1 if q % 10 == 0 else 5, documents))
         order = rng.permutation(documents)[:30]
         qrels[str(q)] = {str(d): int(judged[q, d]) for d in range(documents)}
         run[str(q)] = {str(d): float(-rank) for rank, d in enumerate(order)}
@@ -236,15 +258,15 @@ def test_scaling_relevance_changes_what_it_should():
 # ---- what is refused
 
 
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
+@pytest.mark.parametrize("value", [-math.inf, math.nan, math.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_negative_or_non_finite_relevance_is_refused_with_its_place(name, value):
+def test_relevance_that_is_not_finite_is_refused_with_its_place(name, value):
     fine = np.ones((3, 4))
     bad = fine.copy()
     bad[2, 1] = value
-    with pytest.raises(ValueError, match=r"retrieved\[2, 1\] is (-1.0|nan|inf)"):
+    with pytest.raises(ValueError, match=r"retrieved\[2, 1\] is (-inf|nan|inf)"):
         metrics.compute([name], bad, fine)
-    with pytest.raises(ValueError, match=r"judged\[2, 1\] is (-1.0|nan|inf)"):
+    with pytest.raises(ValueError, match=r"judged\[2, 1\] is (-inf|nan|inf)"):
         metrics.compute([name], np.zeros((3, 4)), bad)
 
 

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opengcl.near_duplicates import NearDuplicates, bands_for, jaccard, normalised, shingles
+from opengcl.near_duplicates import NearDuplicates, bands_for, jaccard, shingles
+from opengcl.query_text import normalised
 
 WORDS = ["red", "blue", "shoe", "shoes", "running", "for", "men", "women", "size", "ten", "cheap", "leather"]
 

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
@@ -49,7 +53,10 @@ class Table(BiEncoder):
 
 
 def random_relation(m: int, n: int, pairs: int, seed: int) -> Relation:
-    """A batch of distinct pairs with repeated queries and documents, more judged pairs, some of weight 0."""
+    """A batch of distinct pairs with repeated queries and documents, and more judged pairs.
+
+    Some have weight 0, and some others are judged not relevant.
+    """
     generator = np.random.default_rng(seed)
     judged = generator.random((m, n)) < 0.35
     cells = generator.permutation(m * n)[:pairs]
@@ -62,6 +69,9 @@ def random_relation(m: int, n: int, pairs: int, seed: int) -> Relation:
     judged[pair_query, pair_document] = True
     weight = np.where(generator.random((m, n)) < 0.2, 0.0, generator.random((m, n))).astype(np.float32)
     weight[pair_query[0], pair_document[0]] = 0.5
+    irrelevant = judged & (generator.random((m, n)) < 0.3)
+    irrelevant[pair_query, pair_document] = False
+    weight[irrelevant] = 0.0
     judged_query, judged_document = judged.nonzero()
     return Relation(
         np.arange(m),
@@ -72,6 +82,7 @@ def random_relation(m: int, n: int, pairs: int, seed: int) -> Relation:
         judged_query,
         judged_document,
         weight[judged],
+        ~irrelevant[judged],
     )
 
 
@@ -90,11 +101,15 @@ def loop_loss(
     target: str,
     way: str,
 ) -> Tensor | None:
-    """The loss among some queries and documents, by their numbers; None where no pair has weight."""
+    """The loss among some queries and documents, by their numbers; None where no pair has weight.
+
+    What is judged not relevant is left out of ``known``: nobody judged it, as far as a target is concerned.
+    """
+    relevant = relation.judged_relevant
+    relevant = np.ones(len(relation.judged_query), bool) if relevant is None else relevant
+    judgments = zip(relation.judged_query, relation.judged_document, relation.judged_weight, relevant, strict=True)
     known = {
-        (int(i), int(j)): float(w)
-        for i, j, w in zip(relation.judged_query, relation.judged_document, relation.judged_weight, strict=True)
-        if int(i) in queries and int(j) in documents
+        (int(i), int(j)): float(w) for i, j, w, kept in judgments if kept and int(i) in queries and int(j) in documents
     }
     pairs = [
         (int(i), int(j))
@@ -242,6 +257,91 @@ def test_pairwise_without_any_common_field_is_refused() -> None:
     objective = RankingObjective(table, target="diagonal", combine="pairwise").double()
     with pytest.raises(ValueError, match="no judged pair of the batch has both a query and a document field"):
         objective({}, {}, relation_tensors(relation))
+
+
+# --- judged not relevant ----------------------------------------------------------------------------------------------
+
+
+def two_by_three(relevant: bool) -> dict[str, Tensor]:
+    """Pairs (0, 0) and (1, 1) are drawn; (0, 2) is judged too, without weight: with a score of 0, or above it."""
+    relation = Relation(
+        np.arange(2),
+        np.arange(3),
+        np.array([0, 1]),
+        np.array([0, 1]),
+        np.array([1.0, 1.0], dtype=np.float32),
+        np.array([0, 0, 1]),
+        np.array([0, 2, 1]),
+        np.array([1.0, 0.0, 1.0], dtype=np.float32),
+        np.array([True, relevant, True]),
+    )
+    return relation_tensors(relation)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_pair_judged_0_stays_in_the_denominators_and_pulls_nobody(target: str, direction: str) -> None:
+    """By hand: query 0 has the positive 0 among 0, 1, 2, query 1 the positive 1; so column by column."""
+    table = Table(
+        {"query": 2, "document": 3}, {"query": torch.ones(2, 2).bool(), "document": torch.ones(2, 3).bool()}, 5
+    )
+    objective = RankingObjective(table, target=target, direction=direction, temperature=0.1).double()
+    found = objective({}, {}, two_by_three(relevant=False))["loss"]
+    sides = [torch.stack(list(loop_fused(table, side).values())) for side in ("query", "document")]
+    logits = 10 * sides[0] @ sides[1].T
+    by_query = (logits.logsumexp(1) - torch.stack([logits[0, 0], logits[1, 1]])).mean()
+    if target in ("diagonal", "masked"):  # their batch of pairs has the documents of the drawn pairs alone
+        by_query = torch.stack([logits[i, [0, 1]].logsumexp(0) - logits[i, i] for i in (0, 1)]).mean()
+    by_document = (logits[:, :2].logsumexp(0) - torch.stack([logits[0, 0], logits[1, 1]])).mean()
+    expected = {"query": by_query, "document": by_document, "both": (by_query + by_document) / 2}[direction]
+    torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
+
+
+def test_only_a_pair_judged_0_is_a_negative_where_it_has_no_weight() -> None:
+    """`masked` with the pair (0, 1) beside the drawn (0, 0) and (1, 1)."""
+    judged = {"query": torch.ones(2, 2).bool(), "document": torch.ones(2, 2).bool()}
+    table = Table({"query": 2, "document": 2}, judged, 5)
+    objective = RankingObjective(table, target="masked", direction="query", temperature=0.1).double()
+    sides = [torch.stack(list(loop_fused(table, side).values())) for side in ("query", "document")]
+    logits = 10 * sides[0] @ sides[1].T
+    second = logits[1].logsumexp(0) - logits[1, 1]
+    for relevant, first in ((False, logits[0].logsumexp(0) - logits[0, 0]), (True, torch.zeros(()))):
+        relation = two_by_three(relevant)
+        relation |= {"judged_document": torch.tensor([0, 1, 1]), "sizes": torch.tensor([2, 2])}
+        expected = (first + second) / 2
+        torch.testing.assert_close(objective({}, {}, relation)["loss"], expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("scaling", ["dataset", "query"])
+@pytest.mark.parametrize("weights", ["constant", "exponential:floor=0.1", "piecewise:1=0.5,100=1"])
+def test_a_data_set_with_its_zeros_trains_as_one_without_them(weights: str, scaling: str, tmp_path: Path) -> None:
+    """Their queries and documents are in both; what is left of the judgments is drawn and weighed alike."""
+    graded = ranked(tmp_path / "graded", queries=30, documents=60, judged=20, grades=(-1, 0, 0, 1, 2))
+    without = shutil.copytree(graded.path, tmp_path / "without")
+    qrels = pq.read_table(without / "qrels.parquet")
+    pq.write_table(qrels.filter(pc.greater(qrels["score"], 0)), without / "qrels.parquet")
+    other = RankedDataset.open(without, cache_dir=tmp_path / "cache", progress=False)
+    batches = [ShuffledBatches(data.splits.training_pairs(), 16, 0) for data in (graded, other)]
+    assert len(batches[0]) == len(batches[1]) > 2
+    function = weight_function(weights)
+    for number in range(2):
+        with_zeros, plain = (
+            Relations(data, function, scaling).of(drawn.pairs(0, number))  # type: ignore[arg-type]
+            for data, drawn in zip((graded, other), batches, strict=True)
+        )
+        assert not with_zeros.judged_relevant.all()
+        assert (with_zeros.judged_weight[~with_zeros.judged_relevant] == 0).all()
+        np.testing.assert_array_equal(with_zeros.queries, plain.queries)
+        np.testing.assert_array_equal(with_zeros.documents, plain.documents)
+        if scaling == "query" and weights != "constant":
+            continue  # a query's zeros are its lowest scores, so the others weigh more beside them
+        np.testing.assert_array_equal(with_zeros.pair_weight, plain.pair_weight)
+        sizes = {"query": len(plain.queries), "document": len(plain.documents)}
+        table = Table(sizes, {side: random_present(rows, number) for side, rows in sizes.items()}, number)
+        for target in TARGETS:
+            objective = RankingObjective(table, target=target, temperature=0.1).double()
+            ours, theirs = (objective({}, {}, relation_tensors(one))["loss"] for one in (with_zeros, plain))
+            assert_same(ours, theirs, objective, rtol=1e-12, atol=1e-12)
 
 
 # --- temperature ------------------------------------------------------------------------------------------------------
@@ -491,3 +591,47 @@ def test_a_class_gets_the_numbers_after_its_name(written: str, factor: float) ->
 def test_a_target_that_cannot_be_is_refused(written: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         read_target(written)
+
+
+def three(queries: Tensor, _documents: Tensor, _known: Known) -> Tensor:
+    return queries.sum()
+
+
+def keyword(queries: Tensor, _documents: Tensor, _known: Known, *, logit_scale: Tensor) -> Tensor:
+    return logit_scale * queries.sum()
+
+
+class Short(nn.Module):
+    def forward(self, queries: Tensor, documents: Tensor) -> Tensor:
+        return queries.sum()
+
+
+class Listed(nn.Module):
+    def forward(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor) -> Tensor:
+        return queries.sum(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("three", r"takes \(queries.*required: a call with 4 arguments, \(queries, documents, known, logit_scale\)"),
+        ("keyword", "logit_scale.*required: a call with 4 arguments"),
+        ("Short", r"takes \(queries.*required: a call with 4 arguments"),
+    ],
+)
+def test_a_target_of_another_signature_is_told_so_when_it_is_made(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        read_target(f"{__name__}:{name}")
+    found = globals()[name]
+    table = Table({"query": 1, "document": 1}, {}, 0)
+    with pytest.raises(ValueError, match=message):
+        RankingObjective(table, target=found() if isinstance(found, type) else found)
+    with pytest.raises(ValueError, match="target 'list' is unknown; use one of diagonal"):
+        RankingObjective(table, target="list")  # type: ignore[arg-type]
+
+
+def test_a_target_that_returns_no_number_is_told_so() -> None:
+    relation = random_relation(3, 4, 5, 0)
+    table = Table({"query": 3, "document": 4}, {"query": random_present(3, 0), "document": random_present(4, 0)}, 0)
+    with pytest.raises(ValueError, match=r"the loss of the target returned shape \(3,\); allowed: a 0-d tensor"):
+        RankingObjective(table, target=Listed())({}, {}, relation_tensors(relation))

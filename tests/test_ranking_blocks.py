@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from opengcl import ranking_blocks
 from opengcl.ranking_blocks import blocks, ignored_queries, missing_queries
-from opengcl.ranking_files import pairs_from_rows
+from opengcl.ranking_files import pairs_from_rows, write_run
 from opengcl.run_metrics import metrics_of_files, run_metrics
 from tests.reference import metrics_loops as loops
 
@@ -112,6 +112,22 @@ def test_agrees_with_trec_eval_with_many_ties():
         np.testing.assert_allclose(
             ours.values[name], [theirs[q][key] for q in ours.query_ids], atol=1e-12, err_msg=name
         )
+
+
+def test_negative_grades_count_as_trec_eval_counts_them(tmp_path):
+    """As in trec-covid, whose junk has -1; also queries that are judged with nothing above 0."""
+    rng = np.random.default_rng(5)
+    grades = {f"q{q}": {f"d{d}": int(rng.integers(-1, 3 if q % 8 else 1)) for d in range(20)} for q in range(40)}
+    run = {f"q{q}": {f"d{d}": float(rng.random()) for d in range(30)} for q in range(40)}
+    lines = [f"{query} 0 {document} {grade}" for query, found in grades.items() for document, grade in found.items()]
+    (tmp_path / "qrels.txt").write_text("\n".join(lines))
+    write_run(tmp_path / "run.trec", pairs(run))
+    measures = {"ndcg@10": "ndcg_cut_10", "mrr": "recip_rank", "precision@10": "P_10", "map": "map"}
+    found = metrics_of_files(tmp_path / "qrels.txt", tmp_path / "run.trec", list(measures), ties="trec")
+    asked = {"ndcg_cut.10", "recip_rank", "P.10", "map"}
+    theirs = pytrec_eval.RelevanceEvaluator(grades, asked).evaluate(run).values()
+    for ours, measure in measures.items():
+        assert found["metrics"][ours] == pytest.approx(np.mean([one[measure] for one in theirs]), abs=1e-12)
 
 
 def test_bad_options_are_refused():

@@ -1,5 +1,8 @@
 """Ranking files: every format there and back, mistakes with their place, and large files in pieces."""
 
+import gzip
+import json
+
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -7,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opengcl import ranking_files
+from opengcl import ranking_files, text_files
 from opengcl.ranking_files import (
     RankingFileError,
     pairs_from_rows,
@@ -102,10 +105,9 @@ def test_ids_that_a_format_cannot_hold_are_refused(tmp_path, name, bad):
 MISTAKES = [
     ("q1 0 d1 1\n\nq1 0 d2\n", r"line 3: 3 columns, expected 4 \(query_id iteration doc_id relevance\): 'q1 0 d2'"),
     ("q1 0 d1 1\nq1 0 d2 high\n", "line 2, column 'relevance': 'high' is not a number"),
-    ("q1 0 d1 1\nq1 0 d2 -1\n", r"line 2, column 'relevance': -1\.0 is negative"),
     ("q1 0 d1 nan\n", "line 1, column 'relevance': nan is not finite"),
     ("q1 0 d1 1e999\n", "line 1, column 'relevance': inf is not finite"),
-    ("q1 0 d1 1\nq2 0 d1 1\nq1 0 d1 2\n", "query 'q1' has document 'd1' twice: data rows 1 and 3"),
+    ("q1 0 d1 1\nq2 0 d1 1\nq1 0 d1 2\n", "query 'q1' has document 'd1' twice: line 1 and line 3, with 1.0 and 2.0"),
     ("", "no judgments in the file"),
     ("\n \n", "no judgments in the file"),
 ]
@@ -138,8 +140,8 @@ def test_mistakes_in_tsv(tmp_path, content, message):
     ("columns", "message"),
     [
         ({"query_id": ["q"], "score": [1.0]}, "no column 'doc_id' or 'corpus-id'; found: query_id, score"),
-        ({"query_id": ["q", "q"], "doc_id": ["a", None], "score": [1.0, 1.0]}, "row 2, column 'doc_id': empty"),
-        ({"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": [1.0, -3.0]}, r"row 2, column 'score': -3\.0 is neg"),
+        ({"query_id": ["q", "q"], "doc_id": ["a", None], "score": [1.0, 1.0]}, "row 1, column 'doc_id': empty"),
+        ({"query_id": ["q", "q"], "doc_id": ["a", "b"], "score": [1.0, np.inf]}, "row 1, column 'score': inf is not"),
         ({"query_id": ["q"], "doc_id": ["a"], "score": ["1"]}, "column 'score' is string; it must hold numbers"),
         ({"query_id": [0.5], "doc_id": ["a"], "score": [1]}, "column 'query_id' is double; it must hold strings"),
     ],
@@ -165,13 +167,13 @@ def test_reading_in_pieces_changes_nothing(tmp_path, monkeypatch, name):
     qrels = pairs_from_rows(*map(list, zip(*{row[:2]: row for row in table}.values(), strict=True)))
     write_qrels(tmp_path / name, qrels)
     whole = rows(read_qrels(tmp_path / name))
-    monkeypatch.setattr(ranking_files, "_TEXT_BLOCK", 50)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 50)
     monkeypatch.setattr(ranking_files, "_PARQUET_ROWS", 3)
     assert rows(read_qrels(tmp_path / name)) == whole == rows(qrels)
 
 
 def test_the_line_number_of_a_mistake_counts_from_the_files_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(ranking_files, "_TEXT_BLOCK", 20)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 20)
     (tmp_path / "x.tsv").write_text(
         "query_id\tdoc_id\tscore\n" + "".join(f"q\td{i}\t1\n" for i in range(30)) + "q\td\t?\n"
     )
@@ -198,3 +200,68 @@ def test_ranking_order_is_a_sort(table):
     assert ranking_order(query, score, tie).tolist() == expected
     done = np.array(expected, dtype=int)
     assert ranking_order(query[done], score[done], tie[done]).tolist() == list(range(len(table)))
+
+
+ROWS = [("q1", "d1", 2.0), ("q1", "d2", 0.5), ("q2", "d1", 0.0)]
+SAME: dict[str, str] = {
+    "x.trec": "q1 0 d1 2\nq1 0 d2 .5\nq2 0 d1 0\n",
+    "x.qrels.txt": "q1\t0\td1\t2\nq1\t0\td2\t.5\nq2\t0\td1\t0\n",
+    "marco.tsv": "q1\t0\td1\t2\nq1\t0\td2\t.5\nq2\t0\td1\t0\n",
+    "three.tsv": "q1\td1\t2\nq1\td2\t.5\nq2\td1\t0\n",
+    "blanks.tsv": "q1 0 d1 2\nq1 0 d2 .5\nq2 0 d1 0\n",
+    "beir.tsv": "query-id\tcorpus-id\tscore\nq1\td1\t2\nq1\td2\t.5\nq2\td1\t0\n",
+    "x.csv": '"query_id","doc_id","relevance"\r\n"q1","d1","2"\r\nq1,d2,.5\r\nq2,d1,0\r\n',
+    "excel.csv": "sep=;\nquery_id;doc_id;score\nq1;d1;2\nq1;d2;0,5\nq2;d1;0\n",
+    "x.jsonl": '{"query_id": "q1", "doc_id": "d1", "score": 2}\n\n{"query_id": "q1", "doc_id": "d2", "score": "0.5"}\n'
+    '{"query_id": "q2", "doc_id": "d1", "score": 0}\n',
+    "list.json": json.dumps([{"qid": q, "docid": d, "relevance": v} for q, d, v in ROWS], indent=1),
+    "inside.json": json.dumps({"total": 3, "rows": [{"qid": q, "docid": d, "rel": v} for q, d, v in ROWS]}),
+    "nested.json": json.dumps({"q1": {"d1": 2, "d2": 0.5}, "q2": {"d1": 0}}),
+    "pretty.json": json.dumps({"q1": {"d1": 2, "d2": 0.5}, "q2": {"d1": 0}}, indent=2),
+}
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("name", SAME)
+def test_the_same_judgments_in_every_layout(tmp_path, name, packed):
+    path = tmp_path / (f"{name}.gz" if packed else name)
+    path.write_bytes(gzip.compress(SAME[name].encode()) if packed else SAME[name].encode())
+    assert rows(read_qrels(path)) == ROWS
+
+
+@pytest.mark.parametrize("name", ["run.tsv", "run.txt"])
+def test_a_run_as_ms_marco_has_them_ranks_by_its_third_column(tmp_path, name):
+    path = tmp_path / name
+    path.write_text("7\t300\t1\n7\t200\t2\n8\t300\t2\n8\t100\t1\n")
+    run = read_run(path)
+    assert rows(run) == [("7", "300", -1.0), ("7", "200", -2.0), ("8", "300", -2.0), ("8", "100", -1.0)]
+    for wrong in ("7\t300\t0.5\n7\t200\t2\n", "7\t300\t2\n", "7\t300\t1\n7\t200\t1\n"):
+        path.write_text(wrong)
+        with pytest.raises(RankingFileError, match=f"{name}: found three columns without a header.*no ranks from 1"):
+            read_run(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.csv", b'query_id,doc_id,score\nq,"a""b",1\nq,b,x\n', "line 3, column 'score': 'x' is not a number"),
+        ("x.csv", b"query_id,doc_id,score\nq,,1\n", "line 2, column 'doc_id': empty"),
+        ("x.csv", b'query_id,doc_id,score\nq,"a,1\n', "line 2: a double quote opens a field and does not close"),
+        ("x.csv", b"query_id,doc_id,score\n\nq,a,1\nq,b,1\nq,a,2\n", "'a' twice: line 3 and line 5"),
+        ("x.csv", b"doc_id,score\na,1\n", "no column 'query_id' or 'query-id'; found: doc_id, score"),
+        ("x.json", b'{"q": {"d": "good"}}', "x.json: no judgments|line 1"),
+        ("x.json", b'{"q": {"d": 1, "e": [2]}}', r"line 1: \[2\] is neither a text nor a number"),
+        ("x.json", b'{"q": {"d": 1}, "r": 3}', "line 1: not JSON: found '3'; allowed: '{'"),
+        ("x.jsonl", b'{"query_id": "q", "doc_id": NaN, "score": 1}\n', "line 1, column 'doc_id': empty"),
+        ("x.jsonl", b'{"query_id": "q", "doc_id": "d", "score": 1}\n\n{"query_id": "q"', "line 3: not JSON"),
+        ("x.tsv", b"a\tb\n", "no header with query_id, doc_id and relevance, nor the 4 columns of TREC"),
+        ("x.trec", b"PAR1....", "found a Parquet file, by its first bytes; name it .parquet"),
+        ("x.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
+        ("x.trec", b"<!DOCTYPE html>\n<html>", "found an HTML page"),
+        ("x.trec.gz", gzip.compress(b"q 0 d 1\n" * 2000, mtime=0)[:30], "its gzip stream is broken"),
+    ],
+)
+def test_mistakes_in_other_layouts_name_the_line(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(RankingFileError, match=message):
+        read_qrels(tmp_path / name)

@@ -28,6 +28,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
+import opengcl.weights
 from opengcl import metrics
 from opengcl.loss import gcl_loss
 from opengcl.sbert import GCLLoss, GradedRetrievalEvaluator, RankedPairs
@@ -548,7 +549,7 @@ def test_wrong_judgments_are_refused() -> None:
         GradedRetrievalEvaluator(queries, corpus, {"s": {"d": 1.0}, "r": {"d": 1.0}})
     with pytest.raises(ValueError, match=r"7 id\(s\) that corpus lacks: 'x0', 'x1', 'x2', 'x3', 'x4', \.\.\."):
         GradedRetrievalEvaluator(queries, corpus, {"q": {f"x{i}": 1.0 for i in range(7)}})
-    for wrong in (-1.0, float("nan"), float("inf")):
+    for wrong in (float("nan"), float("inf"), "high", None):
         with pytest.raises(ValueError, match=r"document 'e' for query 'q' is"):
             GradedRetrievalEvaluator(queries, corpus, {"q": {"d": 1.0, "e": wrong}})
     with pytest.raises(ValueError, match=r"no judgment"):
@@ -561,6 +562,134 @@ def test_wrong_judgments_are_refused() -> None:
         GradedRetrievalEvaluator(queries, {"d": "w1", "e": ""}, {"q": {"d": 1.0}})
     with pytest.raises(ValueError, match=r"document 'd' has field 'titel'; fields names title"):
         GradedRetrievalEvaluator(queries, {"d": {"titel": "w1"}}, {"q": {"d": 1.0}}, fields={"title": 1.0})
+
+
+def test_sets_and_the_arguments_of_the_binary_evaluator_are_understood() -> None:
+    """The same arguments go to both, and where they mean the same they give the same."""
+    words = [f"w{i} w{i + 1}" for i in range(12)]
+    given = {
+        "queries": {f"q{i}": f"w{i}" for i in range(6)},
+        "corpus": {f"d{i}": text for i, text in enumerate(words)},
+        "relevant_docs": {**{f"q{i}": {f"d{i}", f"d{(3 * i) % 12}"} for i in range(5)}, "q5": set()},
+        "ndcg_at_k": [3, 10],
+        "mrr_at_k": [10],
+        "accuracy_at_k": [1, 3],
+        "precision_recall_at_k": [3],
+        "map_at_k": [12],
+        "name": "x",
+        "batch_size": 4,
+        "corpus_chunk_size": 5,
+        "write_csv": False,
+    }
+    model = bag_of_words()
+    ours = GradedRetrievalEvaluator(**given)
+    found, theirs = ours(model), InformationRetrievalEvaluator(**given)(model)
+    assert ours.query_ids == [f"q{i}" for i in range(5)]
+    assert ours.primary_metric == "x_ndcg@10"
+    pairs = {name: name for name in ("ndcg@3", "ndcg@10", "mrr@10", "precision@3", "recall@3", "map@12")}
+    for name, theirs_name in {**pairs, "success@1": "accuracy@1", "success@3": "accuracy@3"}.items():
+        assert found[f"x_{name}"] == pytest.approx(theirs[f"x_cosine_{theirs_name}"], abs=1e-9), name
+    lists = GradedRetrievalEvaluator(given["queries"], given["corpus"], {"q1": ["d1", "d3"], "q2": ("d2",)}, k=100)
+    graded = {"q1": {"d1": 1.0, "d3": 1.0}, "q2": {"d2": 1}}
+    assert lists(model) == GradedRetrievalEvaluator(given["queries"], given["corpus"], graded, k=100)(model)
+
+
+def test_relevance_below_0_counts_as_0() -> None:
+    queries, corpus = {"q": "w1", "r": "w2"}, {f"d{i}": f"w{i}" for i in range(4)}
+    qrels = {"q": {"d1": -1, "d0": 1, "d2": 0}, "r": {"d2": -2.0}}
+    found = GradedRetrievalEvaluator(queries, corpus, qrels, metrics=["mrr", "precision@4", "map"])(bag_of_words())
+    other = GradedRetrievalEvaluator(
+        queries, corpus, {"q": {"d0"}, "r": {"d2": 0}}, metrics=["mrr", "precision@4", "map"]
+    )
+    assert found == other(bag_of_words())
+    assert found["precision@4"] == 1 / 8
+    assert found["mrr"] < 1 / 2  # d1, which is judged -1, is the first
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"relevant_docs": {"q": {"d"}}}, "give the judgments once, as qrels or as relevant_docs"),
+        ({"qrels": None}, "give the judgments once, as qrels or as relevant_docs"),
+        ({"qrels": {"q": "d"}}, "the judgments of query 'q' are 'd'; allowed: .* a set or list of the ids"),
+        ({"qrels": {"q": {"d": "high"}}}, "the relevance of document 'd' for query 'q' is 'high'; allowed: a finite"),
+        ({"qrels": {"q": {"x"}}}, r"1 id\(s\) that corpus lacks: 'x' \(the first is judged for query 'q'\)"),
+        ({"queries": {"q": 7}}, "query 'q' is 7; allowed: a text or an image"),
+        ({"corpus": {"d": 7}}, "document 'd', field 'document': found 7; allowed: a text or an image"),
+        ({"metrics": ["mrr"], "ndcg_at_k": [5]}, "found metrics mrr and cutoffs for ndcg@5; allowed: one of the two"),
+    ],
+)
+def test_wrong_arguments_are_told_by_id(changed: dict[str, Any], message: str) -> None:
+    given = {"queries": {"q": "w1"}, "corpus": {"d": "w1"}, "qrels": {"q": {"d"}}}
+    with pytest.raises(ValueError, match=message):
+        GradedRetrievalEvaluator(**{**given, **changed})
+
+
+def test_a_prompt_goes_by_its_name() -> None:
+    queries, corpus = {"q": "w1"}, {"a": "w1", "b": "w2"}
+    model = bag_of_words()
+    model.prompts = {"query": "", "two": "w2 w2 w2 "}
+    named = GradedRetrievalEvaluator(queries, corpus, {"q": {"b"}}, metrics=["mrr"], query_prompt_name="two")
+    assert named(model) == {"mrr": 1.0}
+    wrong = GradedRetrievalEvaluator(queries, corpus, {"q": {"b"}}, metrics=["mrr"], corpus_prompt_name="three")
+    with pytest.raises(ValueError, match="the model has no prompt 'three'; it has: query, two"):
+        wrong(model)
+
+
+# --- judged not relevant --------------------------------------------------------------------------------------------
+
+
+def graded_loss(target: Any, weights: Any, scores: list[float], direction: Any = "both") -> tuple[Tensor, Tensor]:
+    """The loss of five rows, of six judged pairs: (a, y) is judged, too. And the logits."""
+    model = bag_of_words().double()
+    pairs = RankedPairs(["a", "b", "c", "b", "d", "a"], ["x", "y", "x", "z", "w", "y"], scores)
+    loss = GCLLoss(
+        model, weights=weights, target=target, judged=pairs, score_range=(-1, 2), temperature=0.1, direction=direction
+    )
+    query, title = (
+        F.normalize(torch.from_numpy(model.encode(column, convert_to_tensor=False)), dim=1)
+        for column in (QUERIES, TITLES)
+    )
+    return loss(features(model, QUERIES, TITLES), torch.from_numpy(pairs.labels[:5])), 10 * query @ title.T
+
+
+@pytest.mark.parametrize("weights", ["constant", "exponential:floor=1", "log", lambda scores: 0 * scores + 1.0])
+def test_a_row_judged_0_or_below_has_no_weight_and_stays_a_negative(weights: Any) -> None:
+    """Rows 1 and 3 are judged not relevant: the others are averaged over whole denominators."""
+    found, logits = graded_loss("diagonal", weights, [2, 0, 2, -1, 2, 2])
+    terms = [logits.logsumexp(dim) - logits.diagonal() for dim in (1, 0)]
+    expected = sum(term[[0, 2, 4]].mean() for term in terms) / 2
+    torch.testing.assert_close(found, expected)
+
+
+def test_masked_leaves_out_what_is_judged_relevant_alone() -> None:
+    """Pairs off the diagonal: (0, 2) and (2, 0) by document x, (0, 1) judged -1, (1, 3) and (3, 1) of query b."""
+    found, logits = graded_loss("masked", "constant", [1, 2, 2, 0, 1, -1], "query")
+    left_out = torch.zeros(5, 5, dtype=torch.bool)
+    left_out[0, 2] = left_out[2, 0] = left_out[3, 1] = True  # (1, 3) is judged 0
+    kept = logits.masked_fill(left_out, -torch.inf)
+    expected = (kept.logsumexp(1) - logits.diagonal())[[0, 1, 2, 4]].mean()
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("target", ["diagonal", "masked", "full", "full_row", "ranked"])
+def test_a_batch_of_zeros_teaches_nothing(target: Any) -> None:
+    found, _ = graded_loss(target, "constant", [0, -1, 0, 0, 0, -1])
+    assert found.item() == 0
+    found.backward()
+
+
+def test_weights_may_be_a_function() -> None:
+    model = bag_of_words()
+    named, given = GCLLoss(model, weights="linear"), GCLLoss(model, weights=opengcl.weights.linear)
+    torch.testing.assert_close(
+        given(features(model, QUERIES, TITLES), SCORES), named(features(model, QUERIES, TITLES), SCORES)
+    )
+    assert given.get_config_dict()["weights"] == "opengcl.weights:linear"
+    with pytest.raises(ValueError, match=r"gave -1.0 for score 1.0; weights must be >= 0"):
+        GCLLoss(model, weights=lambda scores: -scores)
+    with pytest.raises(ValueError, match=r"fails on the scores .*TypeError.* returns one weight >= 0 a score"):
+        GCLLoss(model, weights=lambda: 1.0)
 
 
 # --- the page -------------------------------------------------------------------------------------------------------

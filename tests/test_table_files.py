@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from opengcl import json_rows, text_files
 from opengcl.data import DataSetError
 from opengcl.sources import table_files
 from opengcl.sources.table_files import TableFile
@@ -42,13 +43,13 @@ def test_csv_of_any_encoding(tmp_path: Path, encoding: str, packed: bool) -> Non
     data = TEXT.encode(encoding)
     path = written(tmp_path / ("t.csv.gz" if packed else "t.csv"), gzip.compress(data) if packed else data)
     asked = "utf-8" if encoding.startswith("utf-8") else encoding
-    assert TableFile(path, encoding=asked).columns == ["id", "title"]
-    assert read(path, ["title", "id"], encoding=asked) == ROWS
+    assert TableFile(path, encoding=asked, quoted=True).columns == ["id", "title"]
+    assert read(path, ["title", "id"], encoding=asked, quoted=True) == ROWS
 
 
 def test_gzip_is_known_by_its_bytes(tmp_path: Path) -> None:
     path = written(tmp_path / "t.csv", gzip.compress(TEXT.encode()))
-    assert read(path, ["title", "id"]) == ROWS
+    assert read(path, ["title", "id"], quoted=True) == ROWS
 
 
 def test_tab_separated_text_keeps_quotes_when_told(tmp_path: Path) -> None:
@@ -89,7 +90,7 @@ def test_trec_qrels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", ["csv", "jsonl"])
 def test_many_batches_are_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     monkeypatch.setattr(table_files, "_ROWS", 7)
-    monkeypatch.setattr(table_files, "_BLOCK_BYTES", 64)
+    monkeypatch.setattr(text_files, "BLOCK_BYTES", 64)
     rows = [{"id": str(number), "t": f'a "{number}"\n, b'} for number in range(100)]
     if kind == "csv":
         text = "id,t\n" + "".join('{},"{}"\n'.format(row["id"], row["t"].replace('"', '""')) for row in rows)
@@ -98,6 +99,92 @@ def test_many_batches_are_the_same_rows(tmp_path: Path, monkeypatch: pytest.Monk
     path = written(tmp_path / f"t.{kind}", text)
     assert len(list(TableFile(path).read(["id"], progress=False))) > 3
     assert read(path, ["id", "t"]) == rows
+
+
+@pytest.mark.parametrize(
+    ("layout", "lines"),
+    [
+        ('{"id": 1, "t": NaN}\n\n{"id": "a", "t": "x"}\n', [1, 3]),
+        ('[{"id": 1, "t": NaN},\n {"id": "a",\n "t": "x"}]\n', [1, 2]),
+        ('[\n  {\n    "id": 1,\n    "t": Infinity\n  },\n  {\n    "id": "a",\n    "t": "x"\n  }\n]', [2, 6]),
+        ('{\n "id": 1,\n "t": -Infinity\n}\n{\n "id": "a",\n "t": "x"\n}\n', [1, 5]),
+        ('{"total": 2, "rows": [{"id": 1, "t": 1e999},\n{"id": "a", "t": "x"}], "next": null}', [1, 2]),
+        ('{"took": 1,\n "hits": {"total": {"value": 2},\n  "hits": [{"id": 1},\n {"id": "a", "t": "x"}]}}', [3, 4]),
+        ('\ufeff[{"id": 1, "t": null}, {"id": "a", "t": "x"}]', [1, 1]),
+    ],
+)
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("block", [1, 1 << 20])
+def test_json_in_every_layout_with_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, layout: str, lines: list[int], packed: bool, block: int
+) -> None:
+    monkeypatch.setattr(json_rows, "_PIECE", block)
+    path = written(tmp_path / "t.json", gzip.compress(layout.encode()) if packed else layout)
+    assert read(path, ["id", "t"]) == [{"id": "1", "t": None}, {"id": "a", "t": "x"}]
+    (part,) = TableFile(path).read(["id"], progress=False)
+    assert part.lines is not None
+    assert part.lines.tolist() == lines
+
+
+def test_the_list_inside_an_object_is_named(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.json", '{"hits": {"hits": [{"id": 1}]}}')
+    assert TableFile(path).told == "JSON, a row an element of the list 'hits.hits'"
+    rows = "".join(json.dumps({"id": n, "tags": [{"a": 1}]}) + "\n" for n in range(3))
+    assert TableFile(written(tmp_path / "t.json", rows)).columns == ["id", "tags"]
+
+
+def test_lists_in_json_are_lists(tmp_path: Path) -> None:
+    path = written(tmp_path / "t.jsonl", '{"a": ["x", 1, null]}\n{"a": "y"}\n{"a": null}\n')
+    assert [row["a"] for row in read(path, ["a"])] == [["x", "1", None], ["y"], None]
+
+
+@pytest.mark.parametrize("name", ["t.csv", "t.tsv", "t.jsonl", "t.parquet"])
+def test_names_of_missing_values_are_missing_where_they_are_told(tmp_path: Path, name: str) -> None:
+    values = ["NULL", " N/A ", "null", r"\N", "a"]
+    if name == "t.parquet":
+        pq.write_table(pa.table({"i": [1, 2, 3, 4, 5], "v": values}), tmp_path / name)
+    elif name == "t.jsonl":
+        written(tmp_path / name, "".join(json.dumps({"i": 1, "v": value}) + "\n" for value in values))
+    else:
+        written(tmp_path / name, "\n".join(("i,v" if name == "t.csv" else "i\tv", *(f"1\t{v}" for v in values))))
+        (tmp_path / name).write_text((tmp_path / name).read_text().replace("\t", "," if name == "t.csv" else "\t"))
+    assert [row["v"] for row in read(tmp_path / name, ["v"])] == values
+    told = [row["v"] for row in read(tmp_path / name, ["v"], nulls=("NULL", "N/A", r"\N"))]
+    assert told == [None, None, "null", None, "a"]
+
+
+def test_nan_in_parquet_is_missing(tmp_path: Path) -> None:
+    nan = float("nan")
+    pq.write_table(pa.table({"id": [12.0, nan], "score": pa.array([nan, 0.5], pa.float32())}), tmp_path / "t.parquet")
+    assert read(tmp_path / "t.parquet", ["id", "score"]) == [{"id": 12.0, "score": None}, {"id": None, "score": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "told"),
+    [
+        ("t.csv", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "git lfs pull"),
+        ("t.parquet", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "git lfs pull"),
+        ("t.jsonl", b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n", "a pointer of Git LFS"),
+        ("t.csv", b"PAR1\x15\x04", "found a Parquet file, by its first bytes; name it .parquet, or give the format"),
+        ("t.csv", b"PK\x03\x04\x14", "an Excel workbook, by its first bytes; unpack the archive, or save the sheet as"),
+        ("t.parquet", b"PK\x03\x04\x14", "a zip archive or an Excel workbook"),
+        ("t.xlsx", b"PK\x03\x04\x14", "a zip archive or an Excel workbook"),
+        ("t.tsv", b"\x28\xb5\x2f\xfd\x00", "found compressed by Zstandard, by its first bytes; unpack it first"),
+        ("t.csv.gz", gzip.compress(b"BZh91AY", mtime=0), "found compressed by bzip2"),
+        ("t.tar.gz", gzip.compress(bytes(257) + b"ustar\x00", mtime=0), "a tar archive"),
+        ("t.csv", b"\n <!DOCTYPE html><html>", "found an HTML page, by its first bytes; download the file itself"),
+        ("t.csv", b"%PDF-1.7", "a PDF document"),
+        ("t.csv", b"\x89PNG\r\n", "a PNG image"),
+        ("t.trec", b"SQLite format 3\x00", "an SQLite database"),
+        ("t.jsonl", b"\x80\x04\x95", "a Python pickle"),
+    ],
+)
+def test_files_of_another_kind_are_told_by_their_first_bytes(tmp_path: Path, name: str, data: bytes, told: str) -> None:
+    path = written(tmp_path / name, data)
+    with pytest.raises(DataSetError) as caught:
+        read(path, ["doc_id" if name == "t.trec" else "a"])
+    assert told in str(caught.value)
+    assert name in str(caught.value)
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"]), max_size=20), min_size=1, max_size=8))
@@ -111,12 +198,22 @@ def test_json_lines_give_back_any_text(tmp_path_factory: pytest.TempPathFactory,
     ("name", "data", "options", "told"),
     [
         ("t.csv", "a,b\n1,2\n1,2,3\n", {}, "t.csv, line 3: found 3 columns; allowed: 2, as in the header: '1,2,3'"),
-        ("t.csv", b"a,b\n\xff,2\n", {}, "t.csv: not utf-8 text"),
+        ("t.csv", b"a,b\n\xff,2\n", {}, "t.csv, line 2: not utf-8 text"),
         ("t.csv", "", {}, "t.csv: the file is empty"),
         ("t.csv", "a,a\n1,2\n", {}, "t.csv, column 'a': found more than once in the header; allowed: once"),
         ("t.jsonl", '{"a": 1}\n{"a": \n', {}, "t.jsonl, line 2: not JSON"),
         ("t.jsonl", '{"a": 1}\n[1]\n', {}, "t.jsonl, line 2: found [1]"),
-        ("t.jsonl", '{"a": [1, 2]}\n', {}, "t.jsonl, line 1, 'a': found [1, 2]; allowed: text, a number or null"),
+        (
+            "t.jsonl",
+            '{"a": 1}\n{"a": [{}]}\n',
+            {},
+            "t.jsonl, line 2, 'a': found [{}]; allowed: text, a number, null, or a list",
+        ),
+        ("t.json", '[{"a": 1},\n\n{"a": tru}]', {}, "t.json, line 3: not JSON"),
+        ("t.json", '[{"a": 1},\n"x"]', {}, "t.json, line 2: found 'x'; allowed: an object a row"),
+        ("t.json", '[{"a": 1}\n', {}, "t.json, line 2: not JSON"),
+        ("t.json", '[{"a": 1}] 3', {}, "t.json, line 1: not JSON: found '3'; allowed: nothing more"),
+        ("t.json", '{"x": [{"a": 1}],\n"y": [{"a": 2}]}', {}, "found an object with the lists 'x' and 'y'"),
         ("t.jsonl", b'{"a": "\xff"}\n', {}, "t.jsonl, line 1: not utf-8 text"),
         ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: not JSON"),
         (

@@ -75,8 +75,8 @@ def test_no_text_is_opened(
         raise AssertionError("a picture was opened")
 
     monkeypatch.setattr(Image, "open", opened)
-    every = text_features(encoder, ["redshoe", *hostile])
-    alone = [text_features(encoder, [text]) for text in hostile]
+    every = text_features(encoder, ["redshoe", *hostile], "query")
+    alone = [text_features(encoder, [text], "document") for text in hostile]
     assert all("pixel_values" not in features for features in (every, *alone))
     assert listening[1] == []
 

@@ -36,6 +36,13 @@ class World(NamedTuple):
     shuffled: float = 0.0  # share of the lists in random order, and marked
     returns: bool = False  # what the log calls purchases are returns: the worse, the more
     bias: Any = "auto"
+    lists: int = 1  # times as many as asked for
+
+
+def _rare(rate: float, lists: int = 1) -> World:
+    """A shop where about so many impressions are clicked."""
+    ceiling = rate / 0.145
+    return World(dataclasses.replace(SHOP, click_floor=ceiling / 16, click_ceiling=ceiling), lists=lists)
 
 
 WORLDS = {
@@ -52,6 +59,11 @@ WORLDS = {
     "lists never vary, true propensities given": World(
         dataclasses.replace(SHOP, session_noise=0), bias=tuple(SHOP.examination(DEPTH).tolist())
     ),
+    "10% of impressions are clicked": _rare(0.1),
+    "3%": _rare(0.03),
+    "1%": _rare(0.01),
+    "0.3%, four times the lists": _rare(0.003, lists=4),
+    "0.1%, four times the lists": _rare(0.001, lists=4),
 }
 
 
@@ -59,11 +71,15 @@ def measure(queries: int, sessions: int, seed: int, worlds: Sequence[str] = tupl
     """Every world's figures: means over queries and 95% bootstrap intervals, or why its log was refused."""
     truth = [default_rng([seed, 1, query]).beta(1, 2, CANDIDATES) for query in range(queries)]
     popularity = np.exp(1.0 * default_rng([seed, 0]).standard_normal(queries))
-    counts = default_rng([seed, 3]).multinomial(sessions, popularity / popularity.sum())
+    shares = popularity / popularity.sum()
+    counts = {
+        times: default_rng([seed, 3]).multinomial(sessions * times, shares)
+        for times in {WORLDS[name].lists for name in worlds}
+    }
     with tempfile.TemporaryDirectory() as folder:
         return {
             "worlds": {
-                name: _measure_world(Path(folder) / str(number), WORLDS[name], truth, counts, seed)
+                name: _measure_world(Path(folder) / str(number), WORLDS[name], truth, counts[WORLDS[name].lists], seed)
                 for number, name in enumerate(worlds)
             }
         }
@@ -96,13 +112,14 @@ def _measure_world(
     clicks, impressions = (np.array(scored[name]) for name in ("clicks", "impressions"))
     estimates = {
         "ctr": clicks / impressions,
-        "ips": np.array(tables["ips"]["worth"]),
-        "posterior": np.array(scored["worth"]),
+        "ips": np.array(tables["ips"]["score"]),
+        "posterior": np.array(scored["score"]),
     }
     if report.propensities is None:
         raise RuntimeError(f"the report of {folder} holds no propensities")
     theta = report.propensities.theta
-    return {"theta": theta.round(4).tolist(), "pairs": report.pairs} | _compare(scored, estimates, truth, seed)
+    told = {"pairs": report.pairs, "clicks": int(clicks.sum()), "slope": round(report.exposure_slope, 3)}
+    return {"theta": theta.round(4).tolist(), **told} | _compare(scored, estimates, truth, seed)
 
 
 def _queries(world: World, truth: list[np.ndarray], sessions: np.ndarray, seed: int) -> Iterator[pa.Table]:
@@ -138,21 +155,37 @@ def _compare(
     numbers = {query_id(f"query {query}"): query for query in range(len(truth))}
     query = np.array([numbers[one] for one in scored["query_id"].to_pylist()])
     place = np.array([int(one.rpartition("-")[2]) for one in scored["doc_id"].to_pylist()])
-    taus, gains = [], []
+    taus, taus_b, gains = [], [], []
     for number, relevance in enumerate(truth):
         rows = np.flatnonzero(query == number)
         true = relevance[place[rows]]
-        taus.append([kendall_tau_b(values[rows], true) for values in estimates.values()])
+        taus.append([kendall_tau(values[rows], true) for values in estimates.values()])
+        taus_b.append([kendall_tau_b(values[rows], true) for values in estimates.values()])
         ideal = np.sort(relevance)[::-1][None, :BEST]
         orders = [np.argsort(-values[rows], kind="stable")[:BEST] for values in estimates.values()]
         gains.append([ndcg(_padded(true[order])[None], ideal, k=BEST)[0] for order in orders])
     found = {}
-    for metric, values in (("kendall_tau_b", np.array(taus)), ("ndcg@10", np.array(gains))):
+    for metric, values in (
+        ("kendall_tau", np.array(taus)),
+        ("kendall_tau_b", np.array(taus_b)),
+        ("ndcg@10", np.array(gains)),
+    ):
         values = values[~np.isnan(values).any(axis=1)]
         values = np.column_stack([values, values[:, -1] - values[:, 0]])
         figures = np.stack([values.mean(axis=0), *bootstrap_interval(values, resamples=2000, seed=seed)]).T
         found[metric] = dict(zip([*estimates, "posterior - ctr"], figures.round(4).tolist(), strict=True))
     return found
+
+
+def kendall_tau(values: np.ndarray, truth: np.ndarray) -> float:
+    """Rank correlation in [-1, 1] as expected if ties among the values are broken at random; NaN if the truth is ties.
+
+    Kendall's tau-b takes tied pairs out instead, and so favours an estimate that leaves most pairs tied, as click rates
+    do where clicks are rare. A list has to put one first. This is Somers' (1962) D of the values given the truth.
+    """
+    signs = [np.sign(one[:, None] - one) for one in (values, truth)]
+    untied = np.count_nonzero(signs[1])
+    return float((signs[0] * signs[1]).sum() / untied) if untied else np.nan
 
 
 def _padded(values: np.ndarray) -> np.ndarray:
@@ -162,17 +195,22 @@ def _padded(values: np.ndarray) -> np.ndarray:
 def table(found: dict[str, Any]) -> str:
     """The figures as Markdown."""
     lines = [
-        "| log | τ ctr | τ ips | τ posterior | posterior - ctr "
+        "| log | τ ctr | τ ips | τ posterior | posterior - ctr | by τ-b "
         "| NDCG@10 ctr | NDCG@10 posterior | posterior - ctr | θ at 2, 5, 10 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for name, world in found["worlds"].items():
         if "refused" in world:
-            lines.append(f"| {name} | refused | | | | | | | |")
+            lines.append(f"| {name} | refused | | | | | | | | |")
             continue
-        tau, gain = world["kendall_tau_b"], world["ndcg@10"]
+        tau, tau_b, gain = (world[one] for one in ("kendall_tau", "kendall_tau_b", "ndcg@10"))
         cells = [f"{tau[one][0]:.3f}" for one in ("ctr", "ips", "posterior")]
-        cells += [_interval(tau), *(f"{gain[one][0]:.3f}" for one in ("ctr", "posterior")), _interval(gain)]
+        cells += [
+            _interval(tau),
+            _interval(tau_b),
+            *(f"{gain[one][0]:.3f}" for one in ("ctr", "posterior")),
+            _interval(gain),
+        ]
         cells.append(", ".join(f"{world['theta'][position - 1]:.2f}" for position in (2, 5, 10)))
         lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)

@@ -63,7 +63,7 @@ class Pairs(NamedTuple):
     supported: Bool[np.ndarray, " pairs"]  # examined often enough for a score
     estimates: dict[str, Values]  # how good the pair is, by method; only orders are compared
     score: Values  # percentile of the last estimate among all supported pairs, in [1, 100]
-    fitted: dict[str, list[float]]  # theta by position, and the weights of `RATES`
+    fitted: dict[str, list[float]]  # theta by position, and the distributions' rates and weights
 
 
 def score_log(log: Log, settings: Scoring) -> Pairs:
@@ -95,9 +95,10 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
         np.bincount(at, counts, len(key) * len(theta)).reshape(-1, len(theta))
         for counts in (log.clicks, log.impressions)
     )
-    alpha, attractive = expected_rates(clicked, shown, theta)
-    rho, bought = expected_rates(purchases[:, None], clicks[:, None], np.ones(1))
-    worth = alpha * (1 + settings.purchase_weight * rho)
+    attractive = expected_rates(clicked, shown, theta)
+    bought = expected_rates(purchases[:, None], clicks[:, None], np.ones(1))
+    alpha = attractive.mean
+    worth = alpha * (1 + settings.purchase_weight * bought.mean)
     estimates = {
         "ranker": -np.bincount(pair, log.impressions * log.position) / impressions,
         "ctr": clicks / impressions,
@@ -106,8 +107,10 @@ def score_log(log: Log, settings: Scoring) -> Pairs:
         "worth": worth,
     }
     score = percentiles(worth, supported)
-    fitted = {"theta": theta, "attractiveness": attractive, "purchases": bought}
-    rounded = {name: values.round(4).tolist() for name, values in fitted.items()}
+    fitted = {"theta": theta}
+    for name, rates in (("attractiveness", attractive), ("purchases", bought)):
+        fitted |= {f"{name}_rates": rates.grid, name: rates.weights}
+    rounded = {name: values.round(6).tolist() for name, values in fitted.items()}
     return Pairs(
         key >> 32,
         key & 0xFFFFFFFF,

@@ -13,16 +13,17 @@ import argparse
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from opengcl import BiEncoder, RankedDataset
 from opengcl.batches import Batches, DocumentBatches, Relations, ShuffledBatches
 from opengcl.encode import inputs_for
-from opengcl.loss import Direction, Target, gcl_loss
+from opengcl.loss import Direction, Target, contrastive_loss
 from opengcl.objective import Known
 from opengcl.training import TrainingBatches
-from opengcl.weights import weight_function
+from opengcl.weights import pair_weights, weight_function
 
 from .data import DATA, dataset_folder
 from .sides import DOCUMENTS
@@ -45,7 +46,9 @@ class Form:
         function = weight_function(self.weights)
 
         def weights(linear: Tensor) -> Tensor:
-            return torch.from_numpy(function(100 * linear.double().numpy())).to(logits)
+            scores = 100 * linear.double().numpy()  # 0 where the pair is judged not relevant
+            given = pair_weights(scores, np.zeros(len(scores), dtype=np.int64), function, low=1.0, high=100.0)
+            return torch.from_numpy(given).to(logits)
 
         if self.target == "diagonal":
             logits = logits[known.pair_query][:, known.pair_document]
@@ -55,7 +58,7 @@ class Form:
             given = torch.sparse_coo_tensor(index, weights(known.judged_weight), logits.shape, check_invariants=True)
         # With the identity for documents the "queries" are the logits themselves.
         one = torch.eye(logits.shape[1], dtype=logits.dtype)
-        return gcl_loss(logits, one, given, 1.0, target=self.target, direction=self.direction)
+        return contrastive_loss(logits, one, given, 1.0, target=self.target, direction=self.direction)
 
 
 STEEP = "exponential:decay=10"

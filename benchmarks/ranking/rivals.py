@@ -4,8 +4,8 @@
 
 - ``queries`` (m, d) and ``documents`` (n, d): unit rows, the batch's distinct queries and documents.
 - ``known``: the batch's relation, ``opengcl.objective.Known``. Weights are ``score / 100`` in (0, 1], as the weight
-  function ``linear`` makes them; below, "score" means this number s. ``grade`` is s times a constant, where a paper's
-  labels are grades.
+  function ``linear`` makes them, and 0 where a pair is judged not relevant; below, "score" means this number s.
+  ``grade`` is s times a constant, where a paper's labels are grades.
 - ``scale``: ``1 / temperature`` of the similarities, 0-d, learnable. Logits are ``z_ij = scale * q_i . d_j``.
 
 "Group of a query" means its judged documents in the batch: those sampled for it and those sampled for another query but

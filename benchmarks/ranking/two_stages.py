@@ -45,6 +45,7 @@ from opengcl.data import SPLITS, RankedDataset
 from opengcl.data.splits import Part
 from opengcl.encode import encode, encode_texts
 from opengcl.evaluation import score_lists, split_means
+from opengcl.metrics import relevance
 from opengcl.model import BiEncoder
 from opengcl.search import exact_top_k
 
@@ -146,7 +147,7 @@ def training_lists(
             part = inside[start : start + positives]
             pool = seen if mined is None else mined[query]
             drawn = _unjudged(generator, pool, judged, seen, negatives)
-            labels = np.concatenate([scores[part] / dataset.schema.score_max, np.zeros(len(drawn))])
+            labels = np.concatenate([relevance(scores[part]) / dataset.schema.score_max, np.zeros(len(drawn))])
             lists.append(TrainingList(int(query), np.concatenate([judged[part], drawn]).astype(np.int64), labels))
     return [lists[place] for place in generator.permutation(len(lists))]
 

@@ -13,14 +13,13 @@ import tempfile
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import numpy as np
 import pyarrow as pa
 import torch
 from PIL import Image, ImageDraw
 from sentence_transformers import SentenceTransformer
-from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
 from torch.utils.data import DataLoader, Dataset
 
 from opengcl.data import RankedDataset, Records, Schema, write_dataset
@@ -29,6 +28,9 @@ from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder, FieldMix
 
 from . import Row, in_turn
+
+if TYPE_CHECKING:
+    import datasets
 
 PEER = "sentence-transformers' image column"
 BATCH = 64
@@ -86,6 +88,8 @@ def _read_ours(inputs: Inputs, rows: np.ndarray, workers: int) -> None:
 
 
 def _read_peer(encoder: SentenceTransformer, column: datasets.Dataset, rows: np.ndarray, workers: int) -> None:
+    from sentence_transformers.sentence_transformer.data_collator import SentenceTransformerDataCollator
+
     collate = SentenceTransformerDataCollator(preprocess_fn=encoder.preprocess)
     batches = [rows[start : start + BATCH].tolist() for start in range(0, len(rows), BATCH)]
     for _ in DataLoader(column, batch_sampler=batches, collate_fn=collate, num_workers=workers):
@@ -100,6 +104,8 @@ def _filled(encoder: SentenceTransformer, records: Records, kept: Path, workers:
 
 def measure(repeats: int) -> Iterator[Row]:
     """Epochs over pictures, then steps over rows that come again."""
+    import datasets  # here, so that the cost model and the GPU's benchmark run without it
+
     encoder = tiny_clip(["red shoe", "blue hat"], image_size=224)
     with tempfile.TemporaryDirectory(prefix="opengcl-speed-") as name:
         folder = Path(name)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ class Training:
         self._size, self._folder = size, folder
         make_shop(folder / "shop", products=size.products, image_size=size.image_size)
         self.dataset = RankedDataset.open(folder / "shop", cache_dir=folder / "cache", progress=False)
-        name = "tiny" if size.name == "tiny" else str(vit_b32(self.dataset, folder / "model"))
+        name = "tiny" if size.name == "tiny" else str(vit_b32(training_texts(self.dataset), folder / "model"))
         self.config = TrainConfig(
             data=str(folder / "shop"), model=name, out=str(folder / "run"), batch_size=size.batch_size, device="cpu"
         )
@@ -183,9 +183,9 @@ def encoded(batches: list[dict[str, Any]]) -> dict[str, float]:
     return {name: total / len(batches) for name, total in sums.items()}
 
 
-def vit_b32(dataset: RankedDataset, folder: Path) -> Path:
+def vit_b32(texts: Iterable[str], folder: Path) -> Path:
     """A CLIP of ViT-B/32's size with random weights; tokenizer and processor as those of ``tiny``."""
-    small = tiny_clip(training_texts(dataset), image_size=224)
+    small = tiny_clip(texts, image_size=224)
     tokenizer = small.tokenizer
     shutil.rmtree(folder, ignore_errors=True)
     small.save(str(folder))

@@ -10,11 +10,15 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from opengcl.data import RankedDataset
-from opengcl.weights import Scaling, WeightFunction, scale_scores
+from opengcl.weights import Scaling, WeightFunction, pair_weights
 
+_NO_PAIR = (
+    "there is no training pair: no seen query is judged for a seen document with a score above 0 (0 or below means "
+    "judged not relevant)"
+)
 Pairs = Int[np.ndarray, " pairs"]
 Shuffle = Callable[[np.random.Generator], Pairs]
 
@@ -103,7 +107,7 @@ class DocumentBatches:
                 f"queries_per_doc is {queries_per_doc}; it must lie between 1 and the batch size, {batch_size}"
             )
         if len(pairs) == 0:
-            raise ValueError("there is no training pair: no seen query is judged for a seen document")
+            raise ValueError(_NO_PAIR)
         by_document = np.argsort(documents, kind="stable")
         self._pairs = pairs[by_document]
         _, self._starts, self._counts = np.unique(documents[by_document], return_index=True, return_counts=True)
@@ -172,7 +176,7 @@ class _EpochOrder:
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if len(pairs) == 0:
-            raise ValueError("there is no training pair: no seen query is judged for a seen document")
+            raise ValueError(_NO_PAIR)
         self._pairs, self._batch_size, self._seed = pairs, min(batch_size, len(pairs)), seed
         self._shuffle: Shuffle = shuffle or (lambda generator: generator.permutation(len(pairs)))
         self._epoch, self._order = -1, pairs
@@ -191,7 +195,11 @@ class _EpochOrder:
 
 @dataclass(frozen=True)
 class Relation:
-    """What is known about a batch: its distinct queries and documents, its pairs, and every judged pair among them."""
+    """What is known about a batch: its distinct queries and documents, its pairs, and every judged pair among them.
+
+    A pair judged with a score of 0 or below is among the judged ones, with weight 0 and not relevant. A relevant one
+    may have weight 0 too, where the weight function says so.
+    """
 
     queries: Int[np.ndarray, " m"]  # rows of the data set's queries, ascending
     documents: Int[np.ndarray, " n"]  # rows of the data set's documents, ascending
@@ -201,6 +209,7 @@ class Relation:
     judged_query: Int[np.ndarray, " judged"]  # index into ``queries``, ascending
     judged_document: Int[np.ndarray, " judged"]
     judged_weight: Float[np.ndarray, " judged"]
+    judged_relevant: Bool[np.ndarray, " judged"] | None = None  # None: all of them
 
 
 class Relations:
@@ -221,8 +230,8 @@ class Relations:
         positions = positions[self._seen[qrels.document[positions]]]  # novel documents are not ours to know
         owner = qrels.query[positions]
         low, high = self._range
-        weight = self._weights(scale_scores(qrels.score[positions], owner, by=self._scaling, low=low, high=high))
-        weight = weight.astype(np.float32)
+        score = qrels.score[positions]
+        weight = pair_weights(score, owner, self._weights, by=self._scaling, low=low, high=high).astype(np.float32)
         place = self._places(documents, qrels.document[positions])
         inside = place >= 0
         return Relation(
@@ -234,6 +243,7 @@ class Relations:
             judged_query=np.searchsorted(queries, owner[inside]),
             judged_document=place[inside].astype(np.int64),
             judged_weight=weight[inside],
+            judged_relevant=score[inside] > 0,
         )
 
     def _places(self, documents: Int[np.ndarray, " n"], asked: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote
 
 import httpx2
@@ -247,10 +247,17 @@ class Client:
         return True
 
     def embed(
-        self, texts: Sequence[str], *, dimensions: int | None = None, model: str | None = None
+        self,
+        texts: Sequence[str],
+        *,
+        dimensions: int | None = None,
+        model: str | None = None,
+        input_type: Literal["query", "document"] = "query",
     ) -> Float32[np.ndarray, "texts d"]:
-        """Unit vectors of texts."""
-        body = _given(input=list(texts), dimensions=dimensions, model=model, encoding_format="base64")
+        """Unit vectors of texts: of queries, or of texts of documents, for a model whose prompts differ."""
+        body = _given(
+            input=list(texts), dimensions=dimensions, model=model, input_type=input_type, encoding_format="base64"
+        )
         data = self._ask("POST", "/v1/embeddings", json=body)["data"]
         return np.stack([np.frombuffer(base64.b64decode(one["embedding"]), dtype="<f4") for one in data])
 

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float
 
+from opengcl.named_folders import no_such_folder
 from opengcl.per_query import KEYS, per_query_path, read_per_query
 
 RESAMPLES = 10_000
@@ -222,6 +223,9 @@ def to_json(comparison: Comparison) -> str:
 def _names(paths: Sequence[str | Path]) -> tuple[str, ...]:
     """A short name for each system, the path where short names are not distinct."""
     plain = [Path(path) for path in paths]
+    for path in plain:
+        if not path.exists() and not path.suffix:
+            raise CompareError(no_such_folder(path))
     short = [
         path.resolve().name
         if path.is_dir()

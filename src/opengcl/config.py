@@ -3,25 +3,37 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-import yaml
-
+from opengcl.data.problems import shown
 from opengcl.fields import COMBINES, MISSING, Combine, Missing, check_fields, parse_fields
 from opengcl.loss import DIRECTIONS, TARGETS, Direction
+from opengcl.plain_yaml import Key, YamlError, advice, read_yaml, write_yaml
 from opengcl.weights import SCALINGS, Scaling, weight_function
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "constant"]
 FinalQueries = Literal["test", "dev"]
+_Read = TypeVar("_Read")
+_WIDEST = 65_536.0  # of a vector
+_LARGEST = float(2**40)  # beyond any machine, and finite
 _LISTS = ("full_row", "ranked")  # targets that normalise a query's documents, and so can do without the other direction
 
 
 class ConfigError(ValueError):
-    """A setting that cannot be; the message names it, what was found and what is allowed."""
+    """A setting that cannot be; the message names it, what was found and what is allowed.
+
+    Attributes:
+        key: The setting, and what is inside it.
+    """
+
+    def __init__(self, message: str, *, key: Key = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -42,6 +54,10 @@ class TrainConfig:
     """Document field -> weight; all fields that the model reads, equally, when not given."""
     query_fields: dict[str, float] | None = None
     """Query field -> weight."""
+    query_prompt: str | None = None
+    """What goes before each query, saved with the model; the model's own prompt when not given, none when empty."""
+    document_prompt: str | None = None
+    """What goes before each text of a document, likewise; never before images."""
     combine: Combine = "mean"
     """How fields enter the loss: ``mean`` (fused vectors), ``pairwise`` (field by field), ``both``."""
     missing_fields: Missing = "fill_in"
@@ -51,7 +67,10 @@ class TrainConfig:
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
     target: str = "ranked"
-    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``."""
+    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``.
+
+    ``gcl_loss`` and `GCLLoss` have ``diagonal``, which needs a weight a pair alone; here every judged pair is known.
+    """
     direction: Direction | None = None
     """Softmax over documents (``query``), queries (``document``), ``both``; see `used_direction`."""
     temperature: float = 0.07
@@ -126,42 +145,44 @@ class TrainConfig:
             ("precision", get_args(Precision)),
             ("schedule", get_args(Schedule)),
             ("final_queries", get_args(FinalQueries)),
+            ("device", (None, "cpu", "cuda")),
         )
         for name, allowed in choices:
             if getattr(self, name) not in allowed:
                 named = ", ".join(choice for choice in allowed if choice is not None)
-                raise ConfigError(f"{name} is {getattr(self, name)!r}; use one of {named}")
+                raise ConfigError(f"{name}: found {shown(getattr(self, name))}; allowed: {named}", key=(name,))
         ranges: tuple[tuple[str, float, float], ...] = (
             ("temperature", 0.01, 1),
-            ("epochs", 1e-9, float("inf")),
-            ("batch_size", 2, float("inf")),
+            ("epochs", 1e-9, _LARGEST),
+            ("batch_size", 2, _LARGEST),
             ("docs_per_query", 1, self.batch_size),
             ("queries_per_doc", 0, self.batch_size),
             ("sampling_exponent", 0, 2),
             ("final_sampling_exponent", 0, 2),
-            ("learning_rate", 1e-12, float("inf")),
+            ("learning_rate", 1e-12, _LARGEST),
             ("warmup", 0, 0.999),
-            ("weight_decay", 0, float("inf")),
-            ("max_grad_norm", 0, float("inf")),
+            ("weight_decay", 0, _LARGEST),
+            ("max_grad_norm", 0, _LARGEST),
             ("seed", 0, 2**32 - 1),
-            ("mini_batch_size", 1, float("inf")),
-            ("lora_rank", 1, float("inf")),
-            ("evaluations", 0, float("inf")),
-            ("dev_queries", 1, float("inf")),
-            ("dev_documents", 1, float("inf")),
-            ("image_cache_gb", 0, float("inf")),
+            ("mini_batch_size", 1, _LARGEST),
+            ("lora_rank", 1, _WIDEST),
+            ("evaluations", 0, _LARGEST),
+            ("dev_queries", 1, _LARGEST),
+            ("dev_documents", 1, _LARGEST),
+            ("image_cache_gb", 0, _LARGEST),
             ("max_unreadable", 0, 1),
             ("workers", 0, 1024),
-            ("dim", 1, float("inf")),
+            ("dim", 1, _WIDEST),
         )
         for name, low, high in ranges:
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise ConfigError(f"{name} is {value}; it must lie between {low:g} and {high:g}")
+                limits = f"from {low:g}" if high == _LARGEST else f"from {low:g} to {high:g}"
+                raise ConfigError(f"{name}: found {shown(value)}; allowed: {limits}", key=(name,))
         for name in ("fields", "query_fields"):
             if getattr(self, name) is not None:
-                check_fields(getattr(self, name))
-        weight_function(self.weights)
+                _named(name, check_fields, getattr(self, name))
+        _named("weights", weight_function, self.weights)
         if self.docs_per_query and self.queries_per_doc:
             raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
         for name in ("sampling_exponent", "final_sampling_exponent"):
@@ -169,7 +190,8 @@ class TrainConfig:
                 value = f"{getattr(self, name):g}"
                 raise ConfigError(f"{name} is {value}, but no documents are drawn; give queries_per_doc too")
         if self.target not in TARGETS and ":" not in self.target:
-            raise ConfigError(f"target is {self.target!r}; use one of {', '.join(TARGETS)}, or package.module:name")
+            allowed_targets = f"{', '.join(TARGETS)}, or package.module:name"
+            raise ConfigError(f"target: found {shown(self.target)}; allowed: {allowed_targets}", key=("target",))
 
     @property
     def peak_learning_rate(self) -> float:
@@ -201,55 +223,92 @@ class TrainConfig:
 
     def to_yaml(self) -> str:
         """Every setting, in the order above."""
-        return yaml.safe_dump(dataclasses.asdict(self), sort_keys=False, allow_unicode=True)
+        return write_yaml(dataclasses.asdict(self))
 
     def write(self, file: Path) -> None:
         """Write `to_yaml` to a file."""
         file.write_text(self.to_yaml(), encoding="utf-8")
 
 
-def load_config(file: Path | None, settings: Mapping[str, Any]) -> TrainConfig:
-    """Settings of a YAML file (optional), overridden by those given here that are not None.
+def load_config(
+    file: Path | None, settings: Mapping[str, Any], changes: Mapping[str, Any] | None = None
+) -> TrainConfig:
+    """Settings of a YAML file (optional), overridden by those given here.
 
     ``fields`` and ``query_fields`` may be written as mappings or as ``image=0.9,title=0.1``.
 
+    Args:
+        file: The file, of the form that `plain_yaml.parse_yaml` reads.
+        settings: Settings that win over the file's, where they are not None.
+        changes: Settings that win over both, None included.
+
     Raises:
-        ConfigError: Not YAML, an unknown setting, one of the wrong type or out of range, or a required one missing.
+        ConfigError: Not YAML, an unknown setting, one of the wrong type or out of range, or a required one missing;
+            the message names the file and the line where the value comes from there.
     """
-    merged = _read(file) if file is not None else {}
-    merged |= {name: value for name, value in settings.items() if value is not None}
+    given = {**{name: value for name, value in settings.items() if value is not None}, **(changes or {})}
+    if file is None:
+        return _config(given)
+    try:
+        read = read_yaml(file, texts=TEXT_SETTINGS)
+        content = read.mapping()
+    except YamlError as error:
+        raise ConfigError(str(error)) from error
+    try:
+        return _config({**content, **given})
+    except ConfigError as error:
+        if not error.key or error.key[0] in given:
+            raise
+        raise ConfigError(f"{read.place(error.key)}: {error}", key=error.key) from error
+
+
+def _config(merged: dict[str, Any]) -> TrainConfig:
     known = {field.name for field in dataclasses.fields(TrainConfig)}
-    unknown = sorted(set(merged) - known)
-    if unknown:
-        raise ConfigError(f"unknown setting {unknown[0]!r}; the settings are {', '.join(sorted(known))}")
-    missing = [name for name in ("data", "model", "out") if name not in merged]
-    if missing:
-        raise ConfigError(f"setting {missing[0]!r} is missing")
+    if unknown := sorted(set(merged) - known):
+        message = f"unknown setting {shown(unknown[0])}; the settings are {', '.join(sorted(known))}"
+        raise ConfigError(message, key=(unknown[0],))
+    if missing := [name for name in ("data", "model", "out") if merged.get(name) is None]:
+        told = f"give it in the config file, or as --{missing[0]}"
+        raise ConfigError(f"the setting {missing[0]!r} is missing; {told}")
     for name in ("fields", "query_fields"):
         if isinstance(merged.get(name), str):
-            merged[name] = parse_fields(merged[name])
+            merged[name] = _named(name, parse_fields, merged[name])
     return TrainConfig(**merged)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _named(name: str, read: Callable[[Any], _Read], value: object) -> _Read:
+    """What `read` makes of a setting's value; its errors name the setting."""
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise ConfigError(f"{file}: {error}") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{file}: found {type(content).__name__}; a config is a mapping of settings")
-    return content
+        return read(value)
+    except ValueError as error:
+        raise ConfigError(f"{name}: {error}", key=(name,)) from error
 
 
 def _check_types(config: TrainConfig) -> None:
     for name, hint in get_type_hints(TrainConfig).items():
         value = getattr(config, name)
         allowed = _allowed_types(hint)
-        if float in allowed and type(value) is int:
-            continue  # YAML writes 10 for 10.0
-        if not any(type(value) is a for a in allowed):
-            names = " or ".join("none" if a is type(None) else a.__name__ for a in allowed)
-            raise ConfigError(f"{name} is {value!r}, a {type(value).__name__}; allowed: {names}")
+        if not any(_is_a(kind, value) for kind in allowed):
+            kinds = " or ".join(_TYPE_NAMES[kind] for kind in allowed)
+            raise ConfigError(f"{name}: found {shown(value)}; allowed: {kinds}{advice(value)}", key=(name,))
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{name}: found {value}; allowed: a finite number", key=(name,))
+
+
+_TYPE_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    dict: "a mapping of fields to numbers",
+    type(None): "null",
+}
+
+
+def _is_a(kind: type, value: object) -> bool:
+    if kind is dict and type(value) is dict:
+        return all(type(name) is str for name in value)
+    return type(value) is kind or (kind is float and type(value) is int)  # YAML writes 10 for 10.0
 
 
 def _allowed_types(hint: Any) -> list[type]:
@@ -260,3 +319,7 @@ def _allowed_types(hint: Any) -> list[type]:
     if origin is dict or isinstance(hint, type):
         return [origin or hint]
     return [kind for option in get_args(hint) for kind in _allowed_types(option)]
+
+
+TEXT_SETTINGS = tuple(name for name, hint in get_type_hints(TrainConfig).items() if str in _allowed_types(hint))
+"""Settings that want a text, whatever it looks like: ``data: 2024`` is a folder."""

@@ -6,9 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
-from tqdm import tqdm
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, bar_chart
 from opengcl.data.build import sides
@@ -18,6 +16,8 @@ from opengcl.data.splits import SPLITS
 from opengcl.near_duplicates import NearDuplicates
 from opengcl.near_pictures import NEAR_COLOURS, LookAlikes
 from opengcl.pages import Product, data_uri, environment, first_texts, picture, products, write_whole
+from opengcl.plain_yaml import write_yaml
+from opengcl.progress import tracked
 from opengcl.report import EN_DASH, SPLIT_NAMES
 from opengcl.shown_queries import judged_scores
 
@@ -117,6 +117,7 @@ def _context(data: RankedDataset, queries: int, seed: int, progress: bool) -> di
         "counts": data.describe(),
         "splits": [(key, *SPLIT_NAMES[key]) for key in SPLITS],
         "score_range": (data.schema.score_min, data.schema.score_max),
+        "relevance_range": data.schema.relevance_range,
         "fields": fields,
         "charts": _charts(data, fields),
         "chart_size": (WIDTH, HEIGHT),
@@ -126,7 +127,7 @@ def _context(data: RankedDataset, queries: int, seed: int, progress: bool) -> di
         "near_colours": NEAR_COLOURS,
         "queries": _shown_queries(data, queries, generator),
         "problems": [str(problem) for problem in data.problems],
-        "provenance": yaml.safe_dump(_provenance(data), sort_keys=False, allow_unicode=True),
+        "provenance": write_yaml(_provenance(data)),
     }
 
 
@@ -177,7 +178,8 @@ def _near_titles(data: RankedDataset, generator: np.random.Generator, progress: 
     rows, of = _drawn(data, field, TITLES, generator)
     seen = NearDuplicates(SIMILAR)
     pairs = []
-    for text in tqdm(data.documents.texts(field, rows), desc="comparing titles", disable=not progress, delay=1.0):
+    texts = data.documents.texts(field, rows)
+    for text in tracked(texts, desc="comparing titles", unit="title", show=progress, delay=1.0):
         short = (text or "")[:_LONGEST_TEXT]
         if (earlier := seen.add(short)) is not None:
             pairs.append((earlier, short))
@@ -192,7 +194,7 @@ def _near_pictures(data: RankedDataset, generator: np.random.Generator, progress
         return None
     drawn, of = _drawn(data, field, PICTURES, generator)
     rows, found = [], LookAlikes()
-    for row in tqdm(drawn, desc="comparing pictures", disable=not progress, delay=1.0):
+    for row in tracked(drawn, desc="comparing pictures", unit="picture", show=progress, delay=1.0):
         image = picture(data.documents, field, row)
         if image is not None:
             rows.append(row)

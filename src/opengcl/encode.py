@@ -11,13 +11,15 @@ from weakref import WeakSet
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from tqdm.auto import tqdm
 
 from opengcl.data import Records
+from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
 from opengcl.fill_in import MIN_ROWS, FillIn, Moments
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
+from opengcl.progress import tracked
+from opengcl.prompts import Side
 
 Rows = Int[np.ndarray, " rows"]
 FIT_ROWS = 10_000
@@ -26,7 +28,20 @@ _told: WeakSet[BiEncoder] = WeakSet()
 logger = logging.getLogger(__name__)
 
 
-def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable: float = MAX_UNREADABLE) -> Inputs:
+def rows_with_fields(model: BiEncoder, records: Records, side: Side) -> Rows:
+    """Rows of a table that have any of a model's fields, ascending; a row of images has none for a model of texts."""
+    every = np.arange(len(records))
+    return np.flatnonzero(np.any([records.present(field, every) for field in model.mix.weights(side)], axis=0))
+
+
+def inputs_for(
+    model: BiEncoder,
+    records: Records,
+    side: Side,
+    *,
+    strict: bool = True,
+    max_unreadable: float = MAX_UNREADABLE,
+) -> Inputs:
     """The inputs of a table for a model's fields of one side.
 
     Pictures that a run has decoded for the same data set and processor are read from where they are kept.
@@ -35,29 +50,41 @@ def inputs_for(model: BiEncoder, records: Records, side: Side, *, max_unreadable
         model: Whose fields.
         records: The table.
         side: Which side it is.
+        strict: Whether rows without any of the fields are an error. If not, they are left out: a warning counts and
+            names them, and `Inputs.usable` says which are left.
         max_unreadable: As in `Inputs`.
 
     Raises:
         ValueError: The table lacks a field of the model, or has it with another type, or has rows without any of the
-            fields; the message names them.
+            fields (if not ``strict``: has no other rows); the message names them.
     """
     for name, kind in model.mix.types(side).items():
         if records.fields.get(name) != kind:
             found = f"which is {records.fields[name]}" if name in records.fields else "which the data set lacks"
             raise ValueError(f"the model reads the {side} field {name!r} as {kind}, {found}")
     fields = list(model.mix.weights(side))
-    every = np.arange(len(records))
-    without = np.flatnonzero(~np.any([records.present(field, every) for field in fields], axis=0))
+    without = np.setdiff1d(np.arange(len(records)), rows_with_fields(model, records, side), assume_unique=True)
     if len(without):
-        named = ", ".join(map(repr, records.ids(without[:5])))
-        more = ", ..." if len(without) > 5 else ""
-        raise ValueError(
-            f"{len(without)} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
-            f"({side} {named}{more}); add a field that they have, or take them out of the data set"
-        )
-    inputs = Inputs(model.encoder, records, fields, max_unreadable=max_unreadable)
+        _tell_of_rows_without(records, side, fields, without, strict=strict)
+    inputs = Inputs(model.encoder, records, fields, side=side, max_unreadable=max_unreadable)
     inputs.use_kept_pictures()
     return inputs
+
+
+def _tell_of_rows_without(records: Records, side: Side, fields: list[str], without: Rows, *, strict: bool) -> None:
+    named = ", ".join(map(shown, records.ids(without[:EXAMPLES])))
+    told = (
+        f"{len(without):,} of {len(records):,} {records.file} rows have none of the fields {', '.join(fields)} "
+        f"({side} {named}{', ...' if len(without) > EXAMPLES else ''})"
+    )
+    if len(without) == len(records):
+        raise ValueError(f"{told}; the model needs a field that they have")
+    if strict:
+        raise ValueError(
+            f"{told}; name a field that they have (--fields, --query-fields), or leave them out: --no-strict, "
+            "strict: false in a config, strict=False in Python"
+        )
+    logger.warning("%s; they are left out", told)
 
 
 def encode(
@@ -83,7 +110,7 @@ def encode(
         rows: Which rows, in the order of the result.
         inputs: Features made before (the training run's caches); made here when not given.
         into: float32 array to fill and return, such as a memory map that is larger than memory.
-        zero_unreadable: Give zeros, and no error, for a row that has nothing left but pictures that cannot be read.
+        zero_unreadable: Give zeros, and no error, for a row that has nothing that can be read.
         batch_size: Rows read and encoded at a time.
         progress: Show a bar on the first rank.
 
@@ -103,7 +130,8 @@ def encode(
         raise ValueError(f"into has shape {into.shape}; {len(rows)} rows of width {width} are to be written")
     step = batch_size * world_size()
     what = f"encoding {len(rows):,} {'queries' if side == 'query' else 'documents'}"
-    for start in tqdm(range(0, len(rows), step), desc=what, disable=not progress or rank() > 0, leave=False):
+    shown = progress and rank() == 0
+    for start in tracked(range(0, len(rows), step), desc=what, unit="batch", show=shown, leave=False):
         block = rows[start : start + step]
         own = block[slice_of_rank(len(block), rank(), world_size())]
         part = _encode_batch(model, records, side, own, inputs)
@@ -175,7 +203,7 @@ def _note_unfilled(model: BiEncoder, inputs: Inputs, side: Side, rows: Rows) -> 
 
 
 def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "texts d"]:
-    """Unit vectors of queries that are plain text, as a search box gives them.
+    """Unit vectors of queries that are plain text, as a search box gives them; the query prompt goes before each.
 
     Raises:
         ValueError: The model's query side has no text field, or a text is blank.
@@ -184,7 +212,7 @@ def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "t
         raise ValueError(f"the model's query fields are {', '.join(model.mix.query_types)}; none of them is text")
     if not all(text.strip() for text in texts):
         raise ValueError("a query is blank")
-    chunk = text_features(model.encoder, list(texts))
+    chunk = text_features(model.encoder, texts, "query")
     with _evaluating(model):
         return model.encode_chunk(chunk_to_device(chunk, model.device)).cpu().numpy()
 

@@ -186,7 +186,7 @@ def two_towers(text: str, image: str, *, dim: int, seed: int = 0) -> SentenceTra
     """A text encoder and an image encoder behind one router, each projected to ``dim`` by a new linear layer.
 
     Args:
-        text: A sentence-transformers text model; its own pooling is kept.
+        text: A sentence-transformers text model; its own pooling and prompts are kept.
         image: A Hugging Face image model (ViT, DINOv2, ...), mean-pooled over its patches.
         dim: Width of the common vectors.
         seed: Of the two projections, and of weights that a tower's files lack.
@@ -196,19 +196,29 @@ def two_towers(text: str, image: str, *, dim: int, seed: int = 0) -> SentenceTra
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)  # also of weights that a tower's files lack, such as a pooling layer's
-        text_tower, image_tower = _modules(text, "text"), _modules(image, "image")
+        text_encoder = _tower(text, "text")
+        text_tower, image_tower = _modules(text_encoder), _modules(_tower(image, "image"))
         for tower in (text_tower, image_tower):
             tower.append(Dense(_width(tower), dim, bias=False, activation_function=torch.nn.Identity()))
     router = Router(
         {"text": text_tower, "image": image_tower}, route_mappings={(None, "text"): "text", (None, "image"): "image"}
     )
-    return SentenceTransformer(modules=[router], device="cpu")
+    return SentenceTransformer(
+        modules=[router],
+        prompts=dict(text_encoder.prompts),
+        default_prompt_name=text_encoder.default_prompt_name,
+        device="cpu",
+    )
 
 
-def _modules(name: str, modality: str) -> list[torch.nn.Module]:
+def _tower(name: str, modality: str) -> SentenceTransformer:
     encoder = open_encoder(name, device="cpu")
     if not encoder.supports(modality):
         raise ModelError(f"the {modality} tower {name!r} reads {', '.join(map(str, encoder.modalities))}")
+    return encoder
+
+
+def _modules(encoder: SentenceTransformer) -> list[torch.nn.Module]:
     return [module for module in encoder if not isinstance(module, Normalize)]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,10 @@ from opengcl.encode import encode, fit_fill_in, inputs_for, lacks_fields
 from opengcl.field_sets import FieldSets, by_field_set, field_set_means
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
-from opengcl.model import BiEncoder, Side
+from opengcl.metrics import relevance as relevance_of
+from opengcl.model import BiEncoder
 from opengcl.per_query import KEYS, by_fields_path, per_query_table, write_per_query
+from opengcl.prompts import Side
 from opengcl.search import exact_top_k
 from opengcl.whole_files import take_room
 
@@ -38,10 +40,11 @@ _IN_MEMORY = 1 << 30  # bytes of vectors; more go to a temporary file
 class Evaluation:
     """What a model scores on each split, per query and on average."""
 
-    per_query: pa.Table  # split, query_id, pairs (the query's training pairs), one column a metric
+    per_query: pa.Table  # split, query_id, pairs (the query's training pairs, score above 0), one column a metric
     results: pa.Table  # split, query_id, rank, doc_id, score, relevance: the first `LISTED` of each query
     part: Part
     by_fields: pa.Table | None = None  # see `opengcl.field_sets`; None where all documents have the same fields
+    left_out: dict[str, int] = field(default_factory=dict)  # queries and documents that the model could not read
 
     @property
     def metrics(self) -> list[str]:
@@ -62,7 +65,7 @@ class Evaluation:
         """
         file.parent.mkdir(parents=True, exist_ok=True)
         write_per_query(per_query, [self.per_query])
-        content = {"splits": self.splits(), "queries": self.part, **extra}
+        content = {"splits": self.splits(), "queries": self.part, "left_out": self.left_out, **extra}
         by_fields_path(per_query).unlink(missing_ok=True)
         if self.by_fields is not None:
             pq.write_table(self.by_fields, by_fields_path(per_query))
@@ -109,6 +112,10 @@ class Vectors:
         blocks = (places[start : start + _BLOCK_ROWS] for start in range(0, len(rows), _BLOCK_ROWS))
         return rows[np.concatenate([self.matrix[block].any(1) for block in blocks])] if len(rows) else rows
 
+    def unreadable(self) -> int:
+        """How many have none."""
+        return len(self.rows) - len(self.readable(self.rows))
+
     def places(self, rows: Int[np.ndarray, " asked"]) -> Int[np.ndarray, " asked"]:
         """Where in ``matrix`` the vectors of some of the rows are."""
         return np.searchsorted(self.rows, rows)
@@ -129,9 +136,10 @@ def evaluate(
 ) -> Evaluation:
     """Rank each split's half of the corpus for the split's queries and score the lists.
 
-    Relevance is the judged score itself, unjudged documents have 0; where the data set's scores may be negative, its
-    lowest possible score counts as 0. Splits without a query are left out, and so is, with a warning in the log, what
-    has nothing but pictures that cannot be read.
+    Relevance is the judged score itself; unjudged documents have 0, and so have those judged below 0
+    (`opengcl.metrics.relevance`), as in trec_eval. Splits without a query are left out, and so is, with a warning in
+    the log, what has nothing but pictures that cannot be read, and in a data set that was not opened strictly what has
+    none of the model's fields. A document that is left out is still judged, and counts as not found.
 
     Args:
         model: The model.
@@ -158,7 +166,10 @@ def evaluate(
         for split in query_rows:
             query_rows[split], document_rows[split] = limit.apply(dataset, query_rows[split], document_rows[split])
     trained = _training_pairs(dataset)
-    own = inputs or (inputs_for(model, dataset.queries, "query"), inputs_for(model, dataset.documents, "document"))
+    own = inputs or (
+        inputs_for(model, dataset.queries, "query", strict=dataset.strict),
+        inputs_for(model, dataset.documents, "document", strict=dataset.strict),
+    )
     model = _ready_to_fill_in(model, dataset, own[1], np.concatenate(list(document_rows.values())))
     sets = _field_sets(model, dataset, own[1])
     per_query, results, by_fields = [], [], []
@@ -167,7 +178,7 @@ def evaluate(
         corpus = _vectors(model, dataset.documents, "document", document_rows.values(), own[1], folder, progress)
         for split, rows in query_rows.items():
             rows, candidates = asked.readable(rows), corpus.readable(document_rows[split])
-            if len(candidates) == 0:
+            if len(candidates) == 0 or len(rows) == 0:
                 continue
             seen = bool(dataset.splits.document_seen[candidates[0]])
             with _RunFiles(runs, split) as files:
@@ -183,7 +194,10 @@ def evaluate(
                         by_fields.append(by_field_set(sets, split, candidates, *listed, pairs))
                     files.add(dataset, block, ranked, seen=seen)
     kinds = pa.concat_tables(by_fields) if by_fields else None
-    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part, kinds)
+    if not per_query:
+        raise ValueError(f"no query to evaluate: {', '.join(query_rows)} have none that the model can read")
+    left_out = {"queries": asked.unreadable(), "documents": corpus.unreadable()}
+    return Evaluation(pa.concat_tables(per_query), pa.concat_tables(results), part, kinds, left_out)
 
 
 def score_lists(
@@ -237,7 +251,7 @@ class _Ranked:
     query_ids: list[str]
     rows: Int[np.ndarray, "q depth"]
     scores: Float[np.ndarray, "q depth"]
-    relevance: Float[np.ndarray, "q depth"]
+    relevance: Float[np.ndarray, "q depth"]  # at least 0
     judged: Float[np.ndarray, "q judged"]
 
 
@@ -355,6 +369,7 @@ def _judge(
     lists = []
     for number, query in enumerate(queries):
         document, score = _judged_in_half(dataset, query, seen)
+        score = relevance_of(score)
         order = np.argsort(document)
         place = np.searchsorted(document, rows[number], sorter=order).clip(max=len(order) - 1)
         hit = document[order[place]] == rows[number]
@@ -395,10 +410,10 @@ def _check_lists(
 def _judged_in_half(
     dataset: RankedDataset, query: int, seen: bool
 ) -> tuple[Int[np.ndarray, " judged"], Float[np.ndarray, " judged"]]:
-    """A query's judged documents among the seen or the novel ones, and their relevance (at least 0)."""
+    """A query's judged documents among the seen or the novel ones, and their scores."""
     document, score = dataset.qrels.judged(int(query))
     inside = dataset.splits.document_seen[document] == seen
-    return document[inside], score[inside].astype(np.float64) - min(0.0, dataset.schema.score_min)
+    return document[inside], score[inside].astype(np.float64)
 
 
 def _listed(dataset: RankedDataset, split: str, ranked: _Ranked) -> pa.Table:

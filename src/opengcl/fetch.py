@@ -26,10 +26,10 @@ from typing import Literal
 import httpcore2
 import httpx2
 from PIL import Image
-from tqdm import tqdm
 
 from opengcl.data import images
 from opengcl.picture_store import Failure, PictureStore
+from opengcl.progress import Progress, progress_bar
 from opengcl.public_network import MAX_URL, RefusedError, connection_pool, parse_url
 
 log = logging.getLogger(__name__)
@@ -148,14 +148,14 @@ def fetch_pictures(
             f"{store.file}: its pictures were stored with image_size {before}, found {size}; allowed: the same"
         )
     total = len(urls) if isinstance(urls, Sized) else None
-    with tqdm(total=total, desc="fetching pictures", unit=" pictures", disable=not progress) as bar:
+    with progress_bar(total=total, desc="fetching pictures", unit=" pictures", show=progress) as bar:
         try:
             return asyncio.run(_fetch_all(urls, store, options, bar))
         except ExceptionGroup as group:  # what ended one request in an unforeseen way, such as a full disk
             raise group.exceptions[0] from group
 
 
-async def _fetch_all(urls: Iterable[str], store: PictureStore, options: FetchOptions, bar: tqdm[None]) -> FetchCounts:
+async def _fetch_all(urls: Iterable[str], store: PictureStore, options: FetchOptions, bar: Progress) -> FetchCounts:
     # As many look-ups of names at a time as there are requests: a silent name server blocks a thread for seconds.
     asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(options.concurrency))
     with ThreadPoolExecutor(_DECODERS) as decoders:
@@ -199,7 +199,7 @@ class _Fetcher:
     options: FetchOptions
     pool: httpcore2.AsyncConnectionPool
     decoders: ThreadPoolExecutor
-    bar: tqdm[None]
+    bar: Progress
     requests: asyncio.Semaphore
     started: float = field(default_factory=time.time)
     hosts: dict[str, _Host] = field(default_factory=dict)

@@ -6,13 +6,14 @@ Source: arXiv 2404.08535, section 3.3 (mean-weighted fields); renormalising over
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from opengcl.data.problems import shown
 from opengcl.data.schema import FieldType
 
 Combine = Literal["mean", "pairwise", "both"]
@@ -43,7 +44,7 @@ def parse_fields(written: str) -> dict[str, float]:
     return check_fields(fields)
 
 
-def check_fields(fields: Mapping[str, float]) -> dict[str, float]:
+def check_fields(fields: Mapping[str, Any]) -> dict[str, float]:
     """Weights divided by their sum.
 
     Raises:
@@ -52,8 +53,9 @@ def check_fields(fields: Mapping[str, float]) -> dict[str, float]:
     if not fields:
         raise ValueError("no field is named; write name=weight,name=weight")
     for name, weight in fields.items():
-        if not 0 < weight < float("inf"):
-            raise ValueError(f"field {name!r} has weight {weight}; a weight is a finite number above 0")
+        number = isinstance(weight, int | float) and not isinstance(weight, bool)
+        if not number or not 0 < weight < float("inf"):
+            raise ValueError(f"field {name!r} has weight {shown(weight)}; a weight is a finite number above 0")
     total = sum(fields.values())
     return {name: weight / total for name, weight in fields.items()}
 

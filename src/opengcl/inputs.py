@@ -26,14 +26,16 @@ from PIL import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.modality import infer_modality
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from opengcl.cores import usable_cores
 from opengcl.data import DataSetError, Records
 from opengcl.data.images import PictureError
 from opengcl.data.problems import EXAMPLES
+from opengcl.data.schema import QUERY_ID
 from opengcl.picture_cache import LAYOUT, PictureCache, find_entry, folder_of_pictures, open_entry
 from opengcl.picture_pixels import NotPixelsError, PixelForm
+from opengcl.progress import progress_bar, tracked
+from opengcl.prompts import Side, prompt_of
 
 Features = dict[str, Any]
 Rows = Int[np.ndarray, " rows"]
@@ -82,11 +84,13 @@ class Inputs:
         encoder: Whose ``preprocess`` makes the features.
         records: The table.
         fields: Which of its fields, in order.
+        side: Whose prompt and route its texts take; that of the table when not given.
         chunk_rows: Rows of one forward pass at most.
         max_unreadable: Share of a field's pictures that may turn out unreadable.
 
     Attributes:
         records: The table.
+        side: Whose prompt and route its texts take.
         unreadable: Field -> row -> why its picture cannot be read; what has been found so far by this process.
     """
 
@@ -96,11 +100,15 @@ class Inputs:
         records: Records,
         fields: Sequence[str],
         *,
+        side: Side | None = None,
         chunk_rows: int = CHUNK_ROWS,
         max_unreadable: float = MAX_UNREADABLE,
     ) -> None:
         self.records, self._fields, self.chunk_rows = records, list(fields), chunk_rows
-        self._sources: dict[str, FieldSource] = {field: _OnTheFly(encoder, records, field) for field in fields}
+        self.side: Side = side or ("query" if records.id_column == QUERY_ID else "document")
+        self._sources: dict[str, FieldSource] = {
+            field: _OnTheFly(encoder, records, field, self.side) for field in fields
+        }
         self._encoder = encoder
         self.max_unreadable = max_unreadable
         self.unreadable: dict[str, dict[int, str]] = {field: {} for field in fields}
@@ -138,7 +146,7 @@ class Inputs:
             part = folder / str(number)  # a field's name may hold what a file's cannot
             part.mkdir(parents=True, exist_ok=True)
             for kind in (_CachedText, _CachedBags):
-                cached = kind.build(self._encoder, self.records, field, part, progress)
+                cached = kind.build(self._encoder, self.records, field, self.side, part, progress)
                 if cached is not None:
                     self._sources[field] = cached
                     break
@@ -224,7 +232,7 @@ class Inputs:
 
     def _pixel_form(self, field: str) -> PixelForm | None:
         try:
-            self._form = self._form or PixelForm(self._encoder)
+            self._form = self._form or PixelForm(self._encoder, task=self.side)
             return self._form
         except NotPixelsError as error:
             logger.warning("field %r: pictures are decoded per batch, as they cannot be kept: %s", field, error)
@@ -250,8 +258,8 @@ class Inputs:
 
 
 class _OnTheFly:
-    def __init__(self, encoder: SentenceTransformer, records: Records, field: str) -> None:
-        self._encoder, self._records, self._field = encoder, records, field
+    def __init__(self, encoder: SentenceTransformer, records: Records, field: str, side: Side) -> None:
+        self._encoder, self._records, self._field, self._side = encoder, records, field, side
         self._is_text = records.fields[field] == "text"
 
     def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
@@ -261,36 +269,40 @@ class _OnTheFly:
 
     def features(self, rows: Rows) -> Features:
         if self._is_text:
-            return preprocess(self._encoder, self._records, self._field, rows)
+            return preprocess(self._encoder, self._records, self._field, rows, self._side)
         pictures, faults = _decoded(self._records, self._field, rows)
         if faults:
             raise UnreadableError(faults)
-        return dict(self._encoder.preprocess(pictures))
+        return picture_features(self._encoder, pictures, self._side)
 
 
-def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows: Rows) -> Features:
+def preprocess(encoder: SentenceTransformer, records: Records, field: str, rows: Rows, side: Side) -> Features:
     """The encoder's own features of rows that have the field."""
     if records.fields[field] == "text":
-        return text_features(encoder, [text or "" for text in records.texts(field, rows)])
-    return dict(encoder.preprocess(records.images(field, rows)))
+        return text_features(encoder, [text or "" for text in records.texts(field, rows)], side)
+    return dict(encoder.preprocess(records.images(field, rows), task=side))
 
 
-def text_features(encoder: SentenceTransformer, texts: list[str]) -> Features:
-    """The encoder's own features of texts, its default prompt before each.
+def text_features(encoder: SentenceTransformer, texts: Sequence[str], side: Side) -> Features:
+    """The encoder's own features of texts of one side, that side's prompt before each.
 
-    A text that is a picture's address, path or data is a text all the same: sentence-transformers would fetch or open
-    it, whoever wrote it.
+    What ``encode_query`` and ``encode_document`` make of them: an encoder with a route for each side takes the side's,
+    and where the prompt's tokens are left out of the pooling, the features say how many they are.
     """
-    return dict(encoder.preprocess([_only_text(text) for text in texts], prompt=_prompt(encoder)))
+    return dict(encoder.preprocess([only_text(text) for text in texts], prompt=prompt_of(encoder, side), task=side))
 
 
-def _only_text(text: str) -> str:
+def picture_features(encoder: SentenceTransformer, pictures: Sequence[Image.Image], side: Side) -> Features:
+    """The encoder's own features of pictures of one side; no prompt goes before a picture."""
+    return dict(encoder.preprocess(list(pictures), task=side))
+
+
+def only_text(text: str) -> str:
+    """A text that is a picture's address, path or data is a text all the same, with a space before it.
+
+    sentence-transformers would fetch or open it, whoever wrote it.
+    """
     return text if infer_modality(text) == "text" else f" {text}"
-
-
-def _prompt(encoder: SentenceTransformer) -> str | None:
-    name = encoder.default_prompt_name
-    return encoder.prompts[name] if name is not None else None
 
 
 class _CachedText:
@@ -308,12 +320,12 @@ class _CachedText:
 
     @classmethod
     def build(
-        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, progress: bool
+        cls, encoder: SentenceTransformer, records: Records, field: str, side: Side, folder: Path, progress: bool
     ) -> _CachedText | None:
         rows = np.flatnonzero(records.present(field, np.arange(len(records))))
         if len(rows) == 0:
             return None
-        probe = preprocess(encoder, records, field, rows[:2])
+        probe = preprocess(encoder, records, field, rows[:2], side)
         padded = [key for key, value in probe.items() if isinstance(value, Tensor)]
         if "attention_mask" not in padded or any(
             probe[key].shape != probe["attention_mask"].shape or probe[key].is_floating_point() for key in padded
@@ -326,7 +338,7 @@ class _CachedText:
         with ExitStack() as opened:  # closes all, also where a full disk makes closing one an error
             files = {key: opened.enter_context((folder / f"{key}.bin").open("wb")) for key in padded}
             for start, chunk in _chunks(rows, f"tokenising {field}", progress):
-                features = preprocess(encoder, records, field, chunk)
+                features = preprocess(encoder, records, field, chunk, side)
                 mask = features["attention_mask"].bool()
                 lengths[start : start + len(chunk)] = mask.sum(1).numpy()
                 for key in padded:
@@ -334,9 +346,7 @@ class _CachedText:
         flat = {key: np.memmap(folder / f"{key}.bin", dtype=np.int32, mode="r") for key in padded}
         place = np.full(len(records), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
-        tokenizer = encoder.tokenizer
-        pad = {"input_ids": int(tokenizer.pad_token_id or 0), "token_type_ids": int(tokenizer.pad_token_type_id)}
-        return cls(flat, np.r_[0, np.cumsum(lengths)], place, rest, pad)
+        return cls(flat, np.r_[0, np.cumsum(lengths)], place, rest, _padding(encoder, side))
 
     def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
         place = self._place[rows]
@@ -355,23 +365,41 @@ class _CachedText:
         return features
 
 
+def _padding(encoder: SentenceTransformer, side: Side) -> dict[str, int]:
+    """What stands behind the shorter of two texts; asked of the encoder, as each route may have its own tokenizer."""
+    features = text_features(encoder, ["a", "a a a a a a a a"], side)
+    empty = ~features["attention_mask"].bool()
+    if not bool(empty.any()):
+        return {}
+    shape = empty.shape
+    return {
+        key: int(value[empty][0])
+        for key, value in features.items()
+        if isinstance(value, Tensor) and value.shape == shape and key != "attention_mask"
+    }
+
+
 class _CachedBags:
     """Tokens of a `StaticEmbedding`: flat ids of all rows, and where each row begins."""
 
-    def __init__(self, flat: np.ndarray, offsets: np.ndarray, place: np.ndarray) -> None:
-        self._flat, self._offsets, self._place = flat, offsets, place
+    def __init__(self, flat: np.ndarray, offsets: np.ndarray, place: np.ndarray, rest: Features) -> None:
+        self._flat, self._offsets, self._place, self._rest = flat, offsets, place, rest
 
     @classmethod
     def build(
-        cls, encoder: SentenceTransformer, records: Records, field: str, folder: Path, progress: bool
+        cls, encoder: SentenceTransformer, records: Records, field: str, side: Side, folder: Path, progress: bool
     ) -> _CachedBags | None:
         rows = np.flatnonzero(records.present(field, np.arange(len(records))))
-        if len(rows) == 0 or set(preprocess(encoder, records, field, rows[:1])) != {"input_ids", "offsets"}:
+        if len(rows) == 0:
+            return None
+        probe = preprocess(encoder, records, field, rows[:1], side)
+        rest = {key: value for key, value in probe.items() if not isinstance(value, Tensor)}
+        if set(probe) - set(rest) != {"input_ids", "offsets"}:
             return None
         flat, starts, end = [np.empty(0, dtype=np.int32)], [], 0
         with (folder / "input_ids.bin").open("wb") as file:
             for _start, chunk in _chunks(rows, f"tokenising {field}", progress):
-                features = preprocess(encoder, records, field, chunk)
+                features = preprocess(encoder, records, field, chunk, side)
                 file.write(features["input_ids"].to(torch.int32).numpy().tobytes())
                 starts.append(features["offsets"].numpy() + end)
                 end += len(features["input_ids"])
@@ -379,7 +407,7 @@ class _CachedBags:
             flat.append(np.memmap(folder / "input_ids.bin", dtype=np.int32, mode="r"))
         place = np.full(len(records), -1, dtype=np.int64)
         place[rows] = np.arange(len(rows))
-        return cls(flat[-1], np.r_[np.concatenate(starts), end], place)
+        return cls(flat[-1], np.r_[np.concatenate(starts), end], place, rest)
 
     def lengths(self, rows: Rows) -> Int[np.ndarray, " rows"]:
         return np.zeros(len(rows), dtype=np.int64)  # nothing is padded
@@ -390,7 +418,7 @@ class _CachedBags:
         offsets = np.cumsum(lengths) - lengths
         source = np.arange(lengths.sum()) + np.repeat(starts - offsets, lengths)
         ids = torch.from_numpy(self._flat[source].astype(np.int64))
-        return {"input_ids": ids, "offsets": torch.from_numpy(offsets)}
+        return {**self._rest, "input_ids": ids, "offsets": torch.from_numpy(offsets)}
 
 
 class _KeptPictures:
@@ -407,8 +435,8 @@ class _KeptPictures:
         with self._cache.alone(), ThreadPoolExecutor(threads) as pool:
             stamps = self._records.stamps(self._field, self._rows)
             missing = self._cache.missing(stamps)
-            bar = tqdm(total=len(missing), desc=f"decoding {self._field}", disable=not progress, leave=False)
-            with bar:
+            what = f"decoding {self._field}"
+            with progress_bar(total=len(missing), desc=what, unit="picture", show=progress, leave=False) as bar:
                 for start in range(0, len(missing), _DECODE_ROWS):
                     places = missing[start : start + _DECODE_ROWS]
                     faults |= self._put(places, pool.map(self._pixels, self._rows[places].tolist()), stamps[places])
@@ -482,7 +510,7 @@ def _entry_name(form: PixelForm, records: Records, field: str) -> str:
 
 def _chunks(rows: Rows, label: str, progress: bool) -> Iterator[tuple[int, Rows]]:
     starts = range(0, len(rows), _BUILD_ROWS)
-    for start in tqdm(starts, desc=label, unit="k rows", disable=not progress, leave=False):
+    for start in tracked(starts, desc=label, unit="k rows", show=progress, leave=False):
         yield start, rows[start : start + _BUILD_ROWS]
 
 

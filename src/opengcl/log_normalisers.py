@@ -208,7 +208,7 @@ class _LogNormalisers(torch.autograd.Function):
         for part, held in enumerate(holders.parts(documents)):
             for tile in grid.tiles(part):
                 logits = queries.new_empty(tile.shape) if keep else _view(buffer, tile)
-                torch.mm(scaled[tile.rows], held[tile.held].T, out=logits)
+                _product(scaled[tile.rows], held[tile.held].T, logits)
                 which, where = chosen.of(tile)
                 logits_chosen[which] = logits.view(-1)[where]
                 exponentials.prepare(logits, tile, left_out.of(tile)[1])
@@ -241,20 +241,29 @@ class _LogNormalisers(torch.autograd.Function):
                 if ctx.keep:
                     logits = kept[tile.number]
                 else:
-                    logits = torch.mm(scaled[tile.rows], held[tile.held].T, out=_view(logits_buffer, tile))
+                    logits = _product(scaled[tile.rows], held[tile.held].T, _view(logits_buffer, tile))
                     exponentials.prepare(logits, tile, ctx.left_out.of(tile)[1])
                 slope = exponentials.slope(logits, tile, slopes, _view(slope_buffer, tile))
                 which, where = ctx.chosen.of(tile)
                 slope.view(-1).index_add_(0, where, grad_chosen[which])
                 if by_query or by_scale:
-                    moved[tile.rows].addmm_(slope, held[tile.held])
+                    _add_product(moved[tile.rows], slope, held[tile.held])
                 if by_document:
-                    grad_held[tile.held].addmm_(slope.T, scaled[tile.rows])
+                    _add_product(grad_held[tile.held], slope.T, scaled[tile.rows])
             if by_document:
                 own = holders.hand_back(part, grad_held)
                 grad_documents = own if own is not None else grad_documents
         grad_scale = (moved * queries).sum() if by_scale else None
         return (moved.mul_(scale) if by_query else None, grad_documents, grad_scale, *[None] * 7)
+
+
+# All products of the loss are these two, so that other number formats can be measured in their place.
+def _product(one: Tensor, other: Tensor, out: Tensor) -> Tensor:
+    return torch.mm(one, other, out=out)
+
+
+def _add_product(into: Tensor, one: Tensor, other: Tensor) -> None:
+    into.addmm_(one, other)
 
 
 class _Slopes(NamedTuple):

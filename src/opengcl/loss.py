@@ -24,6 +24,8 @@ Target = Literal["diagonal", "masked", "full", "full_row", "ranked"]
 Direction = Literal["both", "query", "document"]
 TARGETS: tuple[str, ...] = get_args(Target)
 DIRECTIONS: tuple[str, ...] = get_args(Direction)
+UNIT_TOLERANCE = 0.01
+"""How far from 1 the length of a row may be; rounding to bfloat16 moves it by less than half of this."""
 
 
 class Terms(NamedTuple):
@@ -59,6 +61,8 @@ def gcl_loss(
     With ``S = logit_scale * queries @ documents.T`` and one direction written out (``both`` is the mean of the two):
 
     - ``diagonal`` (the paper's): ``- sum_i w_i log softmax_row(S)_ii / sum_i w_i``. Pair i is row i of both inputs.
+      It is the default here, as the only one that needs no more than a weight a pair. `opengcl.train`, which knows
+      every judged pair of a batch, has ``target="ranked", direction="query"``, which orders better.
     - ``masked``: the same, but judged pairs off the diagonal leave the denominators.
     - ``full``: ``- sum_ij W_ij log softmax_row(S)_ij / sum_ij W_ij``.
     - ``full_row``: ``- mean_i sum_j (W_ij / sum_k W_ik) log softmax_row(S)_ij``, the mean over rows with weight;
@@ -73,11 +77,13 @@ def gcl_loss(
     the product.
 
     Args:
-        queries: Unit rows, shape (m, d); float16, bfloat16, float32 or float64.
+        queries: Unit rows (to within `UNIT_TOLERANCE`), shape (m, d); float16, bfloat16, float32 or float64.
         documents: Unit rows, shape (n, d), same dtype and device.
         weights: Non-negative and finite, not all zero; a constant factor changes nothing. Shape (m,) with m = n for
             ``diagonal``; else a matrix (m, n), dense or sparse COO, whose entries are the judged pairs. In a sparse
-            matrix an explicit zero is a judged pair of weight 0, in a dense one a zero is a pair that was not judged.
+            matrix an explicit zero is a judged pair of weight 0, which only leaves the denominators of ``masked``; in a
+            dense one a zero is a pair that was not judged. A pair judged *not relevant* is a negative like the latter:
+            leave it out of a sparse matrix.
             ``masked`` needs m = n and takes its pairs from the diagonal. No gradient flows to the weights.
         logit_scale: ``1 / temperature``, a positive number or 0-d tensor (then it gets a gradient).
         target: One of ``diagonal``, ``masked``, ``full``, ``full_row``, ``ranked``.
@@ -90,10 +96,28 @@ def gcl_loss(
         equal embeddings give ``log(n)``, for one direction, and ``(log(n) + log(m)) / 2`` for both.
 
     Raises:
-        ValueError: Shapes that do not fit, an unknown target or direction, weights that are negative, not finite, or
-            sum to zero, or ``block_rows`` below 1.
+        ValueError: Shapes that do not fit, rows that are not unit rows, an unknown target or direction, weights that
+            are negative, not finite, or sum to zero, or ``block_rows`` below 1.
     """
     _check_embeddings(queries, documents)
+    for name, rows in (("queries", queries), ("documents", documents)):
+        _check_unit_rows(name, rows)
+    return contrastive_loss(
+        queries, documents, weights, logit_scale, target=target, direction=direction, block_rows=block_rows
+    )
+
+
+def contrastive_loss(
+    queries: Float[Tensor, "m d"],
+    documents: Float[Tensor, "n d"],
+    weights: Tensor,
+    logit_scale: Tensor | float,
+    *,
+    target: Target,
+    direction: Direction,
+    block_rows: int | None = None,
+) -> Float[Tensor, ""]:
+    """`gcl_loss` of rows of any length."""
     if target not in TARGETS:
         raise ValueError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
     if direction not in DIRECTIONS:
@@ -197,6 +221,17 @@ def _check_embeddings(queries: Tensor, documents: Tensor) -> None:
         )
     if len(queries) == 0 or len(documents) == 0:
         raise ValueError(f"an empty batch has no loss: {len(queries)} queries, {len(documents)} documents")
+
+
+def _check_unit_rows(name: str, rows: Float[Tensor, "rows d"]) -> None:
+    norms = torch.linalg.vector_norm(rows.detach(), dim=1, dtype=torch.promote_types(rows.dtype, torch.float32))
+    wrong = ~((norms - 1).abs() <= UNIT_TOLERANCE)  # NaN too
+    if bool(wrong.any()):
+        row = int(wrong.nonzero()[0])
+        raise ValueError(
+            f"{name} must have unit rows: found row {row} of length {norms[row]:.4g}; allowed: 1 to within "
+            f"{UNIT_TOLERANCE:g}. torch.nn.functional.normalize({name}, dim=-1) makes them"
+        )
 
 
 def _terms(weights: Tensor, m: int, n: int, target: str) -> Terms:

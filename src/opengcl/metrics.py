@@ -1,4 +1,4 @@
-"""Ranking metrics on float relevance: NDCG, ERR, RBP, recall, precision, MRR and MAP, one value a query.
+"""Ranking metrics on float relevance: NDCG, ERR, RBP, recall, precision, success, MRR and MAP, one value a query.
 
 Every function takes two arrays with a row for each query:
 
@@ -6,9 +6,10 @@ Every function takes two arrays with a row for each query:
   document has relevance 0, and so has the padding of a row that retrieved fewer than ``depth``.
 * ``judged``, shape (queries, judged): all judged relevances of the query, in any order, padded with 0.
 
-Relevance is in the data set's own units (for instance 1 to 100), finite and at least 0; "relevant" means
-*greater than* ``threshold``. A query that retrieved nothing scores 0, and so does one without a relevant
-judgment, so a system cannot raise its mean by leaving queries out.
+Relevance is in the data set's own units (for instance 1 to 100) and finite; below 0 it counts as 0 (TREC marks junk
+with -1), which is `relevance`. A document judged 0 and one that is not judged count the same, as in trec_eval, and
+"relevant" means *greater than* ``threshold``. A query that retrieved nothing scores 0, and so does one without a
+relevant judgment, so a system cannot raise its mean by leaving queries out.
 
 Ties: these functions see ranks, not scores, so whoever sorts decides about equal scores. In this package the
 earlier document row goes first (for files: the smaller document id as a string); ``opengcl.ranking_blocks`` has
@@ -29,8 +30,20 @@ Gain = Literal["linear", "exponential"]
 
 DEFAULT_METRICS = ("ndcg@10", "err", "rbp@0.9", "recall@100", "mrr", "map", "precision@10")
 
-_FORMS = "ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map, map@K"
+_FORMS = "ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, success@K, mrr, mrr@K, map, map@K"
 _BLOCK_CELLS = 1 << 18  # cells of one block in `compute`: its temporaries stay within a core's cache
+
+
+def relevance(scores: Float[np.ndarray, "..."]) -> Float[np.ndarray, "..."]:
+    """What scores say about relevance: themselves, and 0 for those below 0, as trec_eval counts negative grades.
+
+    Args:
+        scores: judged scores, of any shape and sign.
+
+    Returns:
+        The same shape and dtype; 0 means judged not relevant.
+    """
+    return np.maximum(scores, 0)
 
 
 def ndcg(
@@ -175,6 +188,32 @@ def precision(
     return _precision(_Lists(retrieved, judged), k=k, threshold=threshold)
 
 
+def success(
+    retrieved: Float[np.ndarray, "queries depth"],
+    judged: Float[np.ndarray, "queries judged"],
+    *,
+    k: int,
+    threshold: float = 0.0,
+) -> Float[np.ndarray, "queries"]:
+    """Whether any of the first k ranks holds a relevant document, 0 or 1 (as trec_eval's ``success``).
+
+    Its mean is the share of the queries that found something, which sentence-transformers calls accuracy@k.
+
+    Args:
+        retrieved: relevance in rank order.
+        judged: all judged relevances.
+        k: ranks that count, at least 1.
+        threshold: relevant means above this, at least 0.
+
+    Returns:
+        One value a query.
+
+    Raises:
+        ValueError: for arrays that are not as the module describes, a k below 1 or a negative threshold.
+    """
+    return _success(_Lists(retrieved, judged), k=k, threshold=threshold)
+
+
 def reciprocal_rank(
     retrieved: Float[np.ndarray, "queries depth"],
     judged: Float[np.ndarray, "queries judged"],
@@ -235,9 +274,12 @@ def compute(
 ) -> dict[str, Float[np.ndarray, "queries"]]:
     """Several metrics by name, in blocks of queries so that temporaries stay small; cutoffs share their sums.
 
-    Args: names: of the forms ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, mrr, mrr@K, map,
-    map@K. retrieved: relevance in rank order. judged: all judged relevances. threshold: relevant means above
-    this, for recall, precision, mrr and map.
+    Args:
+        names: of the forms ndcg@K, ndcg_exp@K, err, err@K, rbp@P, recall@K, precision@K, success@K, mrr, mrr@K, map,
+            map@K.
+        retrieved: relevance in rank order.
+        judged: all judged relevances.
+        threshold: relevant means above this, for recall, precision, success, mrr and map.
 
     Returns:
         For each name, in the given order, one value a query.
@@ -363,6 +405,10 @@ def _precision(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
     return np.asarray(_hits(lists, k, threshold) / float(k))
 
 
+def _success(lists: _Lists, *, k: int, threshold: float) -> np.ndarray:
+    return np.asarray(_hits(lists, k, threshold) > 0).astype(np.float64)
+
+
 def _hits(lists: _Lists, k: int, threshold: float) -> np.ndarray:
     return lists.total(("hits", threshold), lambda: lists.relevant(threshold), k)
 
@@ -394,6 +440,7 @@ def _parse(name: str, threshold: float) -> _Measure:
         "ndcg_exp": lambda k: partial(_ndcg, k=k, gain="exponential"),
         "recall": lambda k: partial(_recall, k=k, threshold=threshold),
         "precision": lambda k: partial(_precision, k=k, threshold=threshold),
+        "success": lambda k: partial(_success, k=k, threshold=threshold),
     }
     uncut: dict[str, Callable[[int | None], _Measure]] = {
         "err": lambda k: partial(_err, k=k),
@@ -419,16 +466,14 @@ def _persistence(text: str) -> float | None:
 
 
 def _checked(retrieved: np.ndarray, judged: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arrays as float64, or a ValueError that says which row is wrong."""
+    """Both arrays as float64 relevance, or a ValueError that says which row is wrong."""
     _check_shapes(retrieved, judged)
     retrieved, judged = np.asarray(retrieved, dtype=np.float64), np.asarray(judged, dtype=np.float64)
     for name, array in (("retrieved", retrieved), ("judged", judged)):
-        # NaN makes both comparisons false
-        if array.size and not (array.min() >= 0.0 and array.max() < math.inf):
-            row, column = np.argwhere(~((array >= 0.0) & (array < math.inf)))[0]
-            raise ValueError(
-                f"{name}[{row}, {column}] is {array[row, column]}; a relevance must be finite and at least 0"
-            )
+        if not np.isfinite(array).all():
+            row, column = np.argwhere(~np.isfinite(array))[0]
+            raise ValueError(f"{name}[{row}, {column}] is {array[row, column]}; a relevance must be finite")
+    retrieved, judged = relevance(retrieved), relevance(judged)
     over = _row_max(retrieved) > _row_max(judged)
     if over.any():
         row = int(over.argmax())

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from opengcl.data.schema import FieldType, Schema
+from opengcl.devices import check_device
 from opengcl.fields import MISSING, Missing, check_fields, choose_fields, fuse
 from opengcl.fill_in import FillIn, FillInError
+from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
+from opengcl.named_folders import no_such_folder
+from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
-Side = Literal["query", "document"]
-SIDES: tuple[Side, ...] = get_args(Side)
 CARD, FILL_IN = "opengcl.json", "fill_in.safetensors"
 CARD_FORMAT = 2
 _READ_FORMATS = (1, 2)  # 1: from before missing fields were filled in
@@ -137,6 +139,11 @@ class BiEncoder(nn.Module):
         self.fill_in = fill_in if missing_fields == "fill_in" else None
 
     @property
+    def prompts(self) -> dict[Side, str]:
+        """What goes before each text of a side; empty for nothing."""
+        return prompts_of(self.encoder)
+
+    @property
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.encoder.parameters()).device
@@ -217,6 +224,8 @@ class BiEncoder(nn.Module):
         *,
         query: Mapping[str, float] | None = None,
         document: Mapping[str, float] | None = None,
+        query_prompt: str | None = None,
+        document_prompt: str | None = None,
         missing_fields: Missing | None = None,
         device: str | None = None,
     ) -> BiEncoder:
@@ -228,12 +237,15 @@ class BiEncoder(nn.Module):
             schema: Whose fields there are.
             query: Query field -> weight, for a model that has no card.
             document: Document field -> weight, likewise.
+            query_prompt: What goes before each query; None for the model's own prompt, empty for none.
+            document_prompt: What goes before each text of a document, likewise.
             missing_fields: What becomes of fields that a document lacks: ``fill_in`` or ``leave_out``; when not given,
                 as the model was saved, and ``fill_in`` for one that has no card.
             device: Where to put it; the best there is when not given.
 
         Raises:
             ModelError: It cannot be opened, or fields were given for a model that brings its own.
+            PromptError: A prompt leaves no room for texts.
             ValueError: A field that the data set does not have.
         """
         if missing_fields not in (None, *MISSING):
@@ -241,12 +253,14 @@ class BiEncoder(nn.Module):
         if model_folder(name) is None:
             encoder = open_encoder(name, device=device)
             mix = FieldMix.choose(encoder, schema, query, document)
-            return cls(encoder, mix, missing_fields=missing_fields or "fill_in")
-        if query is not None or document is not None:
+            model = cls(encoder, mix, missing_fields=missing_fields or "fill_in")
+        elif query is not None or document is not None:
             raise ModelError(f"{name} was trained with its own fields; leave fields out")
-        model = cls.load(name, device=device)
-        if missing_fields is not None and missing_fields != model.missing_fields:
-            model.missing_fields, model.fill_in = missing_fields, None
+        else:
+            model = cls.load(name, device=device)
+            if missing_fields is not None and missing_fields != model.missing_fields:
+                model.missing_fields, model.fill_in = missing_fields, None
+        settle_prompts(model.encoder, query=query_prompt, document=document_prompt)
         return model
 
     @classmethod
@@ -255,13 +269,19 @@ class BiEncoder(nn.Module):
 
         Raises:
             ModelError: No such folder, no card in it, or a card that cannot be read.
+            PromptError: A prompt leaves no room for texts.
         """
-        folder = model_folder(path)
-        if folder is None:
-            raise ModelError(f"{path} holds no {CARD}: it is neither a trained model nor a run folder")
+        folder = trained_folder(path)
         card = _read_card(folder / CARD)
         maps = _checked_fill_in(folder / FILL_IN, card)
         encoder = open_encoder(str(folder), device=device)
+        settle_prompts(encoder)
+        if "settings" in card.provenance and "prompts" not in card.provenance and any(prompts_of(encoder).values()):
+            logger.warning(
+                "%s was trained by a version that left the model's prompts out, and is now used with them: train it "
+                "again, or evaluate it with empty prompts (query_prompt and document_prompt '')",
+                folder,
+            )
         return cls(
             encoder,
             card.mix,
@@ -277,19 +297,66 @@ def model_folder(path: str | Path) -> Path | None:
     return next((folder for folder in (Path(path), Path(path) / "model") if (folder / CARD).is_file()), None)
 
 
+def trained_folder(path: str | Path) -> Path:
+    """The folder with the card, as `model_folder`.
+
+    Raises:
+        ModelError: There is none; folders with a name alike are named.
+    """
+    folder = model_folder(path)
+    if folder is not None:
+        return folder
+    if not Path(path).is_dir():
+        raise ModelError(f"{path} holds no trained model: {no_such_folder(path)}")
+    if (Path(path) / "config.yaml").is_file():
+        raise ModelError(f"{path} holds a run that has not ended, so there is no model yet: train with --resume first")
+    raise ModelError(
+        f"{path} holds no trained model (it holds no {CARD}: it is neither a trained model nor a run folder)"
+    )
+
+
 def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer:
     """A sentence-transformers model from a folder or the hub, safetensors only, no code of its own run.
 
+    A name that looks like a path is not asked of the hub, and any other is asked once.
+
     Raises:
         ModelError: It cannot be opened; the message says why.
+        DeviceError: There is no such device.
     """
+    check_device(device)
+    try:
+        kept = False if _is_model_folder(name) else find_on_hub(name)
+    except NoSuchModelError as error:
+        raise ModelError(f"model {name[:200]!r} cannot be opened: {error}") from None
     try:
         _check_modules(Path(name) / "modules.json")
-        encoder = SentenceTransformer(name, device=device, model_kwargs={"use_safetensors": True})
+        encoder = SentenceTransformer(
+            name, device=device, local_files_only=kept, model_kwargs={"use_safetensors": True}
+        )
         _pad_as_trained(encoder)
         return encoder
     except Exception as error:  # the libraries raise nearly anything on a damaged or hostile file
         raise ModelError(f"model {name!r} cannot be opened: {type(error).__name__}: {error}") from error
+
+
+def _is_model_folder(name: str) -> bool:
+    """Whether a name is a folder here.
+
+    Raises:
+        NoSuchModelError: It is one, but without a model.
+    """
+    folder = Path(name)
+    if not folder.is_dir():
+        return False
+    if not any((folder / file).is_file() for file in ("modules.json", "config.json")):
+        unfinished = (folder / "config.yaml").is_file()
+        raise NoSuchModelError(
+            "the run in this folder has not ended; train with --resume first"
+            if unfinished
+            else "the folder has neither modules.json nor config.json"
+        )
+    return True
 
 
 def _check_modules(file: Path) -> None:

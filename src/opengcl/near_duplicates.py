@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections import OrderedDict
 from typing import Any, Literal
 
 import numpy as np
+
+from opengcl.query_text import normalised
 
 Unit = Literal["character", "word"]
 UNITS: tuple[Unit, ...] = ("character", "word")
 
 _CERTAINTY = 0.99
 """Chance, at the least, that a pair at the threshold is looked at."""
-
-
-def normalised(text: str) -> str:
-    """A text without what no reader would call a difference: compatibility forms, case, and runs of white space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def shingles(text: str, unit: Unit = "character", size: int = 3) -> frozenset[str]:
@@ -106,6 +102,11 @@ class NearDuplicates:
         if nearest is None:
             self._remember(text, keys)
         return nearest
+
+    def find(self, text: str) -> str | None:
+        """The most similar remembered text if it is a near duplicate, of equals the oldest; else None."""
+        own = shingles(text, self.unit, self.size)
+        return self._nearest(own, self._keys(own))
 
     def _nearest(self, own: frozenset[str], keys: list[bytes]) -> str | None:
         candidates = sorted({number for key in keys for number in self._buckets.get(key, ())})

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
+import inspect
 import math
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypedDict, cast
 
 import numpy as np
@@ -18,6 +19,7 @@ from opengcl.inputs import FieldInput
 from opengcl.log_normalisers import LogCounts, Pairs
 from opengcl.loss import TARGETS, Direction, Target, Terms, loss_of_terms
 from opengcl.model import BiEncoder, FieldEmbeddings
+from opengcl.own_functions import imported
 from opengcl.sharded_loss import sharded_loss
 
 MAX_LOGIT_SCALE = 100.0  # as CLIP clamps it (Radford et al. 2021, section 2.5)
@@ -41,7 +43,8 @@ class BatchLoss(Protocol):
         Args:
             queries: (m, d) float32 unit rows, the batch's distinct queries.
             documents: (n, d) float32 unit rows, its distinct documents.
-            known: Which pairs were drawn, and every judged pair among these queries and documents.
+            known: Which pairs were drawn, and every judged pair among these queries and documents; those judged not
+                relevant have weight 0 and are False in ``known.judged_relevant``.
             logit_scale: 0-d, ``1 / temperature``, learnable.
 
         Returns:
@@ -81,6 +84,10 @@ class RankingObjective(nn.Module):
             raise ValueError(f"combine {combine!r} is unknown; use one of {', '.join(COMBINES)}")
         if not 1 / MAX_LOGIT_SCALE <= temperature <= 1:
             raise ValueError(f"temperature is {temperature}; it must lie in [{1 / MAX_LOGIT_SCALE}, 1]")
+        if not isinstance(target, str):
+            check_loss(type(target).__name__, target)
+        elif target not in TARGETS:
+            raise ValueError(f"target {target!r} is unknown; use one of {', '.join(TARGETS)}")
         self.model = model
         self.target, self.direction, self.combine, self.recompute = target, direction, combine, recompute
         self.log_logit_scale = nn.Parameter(torch.tensor(-math.log(temperature)), requires_grad=learn_temperature)
@@ -132,7 +139,7 @@ class RankingObjective(nn.Module):
         scale = self.log_logit_scale.exp()
         if not isinstance(self.target, str):
             query, document = gather_rows(queries.rows, queries.sizes), gather_rows(documents.rows, documents.sizes)
-            return self.target(query, document, known, scale)
+            return _checked_result(self.target(query, document, known, scale))
         with torch.autocast(queries.rows.device.type, enabled=False):
             dtype = torch.promote_types(queries.rows.dtype, torch.float32)
             query, document = queries.rows.to(dtype), documents.rows.to(dtype)
@@ -142,8 +149,19 @@ class RankingObjective(nn.Module):
             return sharded_loss(*given, query_sizes=queries.sizes, document_sizes=documents.sizes)
 
 
+def _checked_result(loss: object) -> Tensor:
+    """What a loss of one's own returned, which must be a number with a gradient."""
+    if not isinstance(loss, Tensor) or loss.ndim:
+        found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+        raise ValueError(f"the loss of the target returned {found}; allowed: a 0-d tensor")
+    return loss
+
+
 class Known:
-    """A batch's relation as tensors; see `opengcl.batches.Relation` for the names."""
+    """A batch's relation as tensors; see `opengcl.batches.Relation` for the names.
+
+    ``judged_relevant`` is False for the pairs that were judged with a score of 0 or below.
+    """
 
     def __init__(self, queries: int, documents: int, relation: dict[str, Tensor]) -> None:
         self.queries, self.documents = queries, documents
@@ -151,6 +169,8 @@ class Known:
         self.pair_weight = relation["pair_weight"]
         self.judged_query, self.judged_document = relation["judged_query"], relation["judged_document"]
         self.judged_weight = relation["judged_weight"]
+        everything = torch.ones_like(self.judged_query, dtype=torch.bool)
+        self.judged_relevant = relation.get("judged_relevant", everything)
 
     def matrix(self) -> Tensor:
         """Sparse (queries, documents): the weight of every judged pair."""
@@ -162,11 +182,15 @@ class Known:
 
         The paper's forms have a row and a column a pair. Pairs of one query have equal rows, so here each distinct
         query is one row that counts as often as it has pairs, and so with documents: the same sums of fewer terms.
+
+        A pair judged not relevant is no term and leaves no denominator, as if nobody had judged it.
         """
-        judged = Pairs(self.judged_query, self.judged_document)
+        relevant = self.judged_relevant
+        judged = Pairs(self.judged_query[relevant], self.judged_document[relevant])
+        weight = self.judged_weight[relevant]
         nothing = Pairs(self.judged_query[:0], self.judged_document[:0])
         if target not in ("diagonal", "masked"):
-            return Terms(judged, self.judged_weight, judged if target == "ranked" else nothing)
+            return Terms(judged, weight, judged if target == "ranked" else nothing)
         shape = (self.queries, self.documents)
         pairs = _sparse(torch.stack([self.pair_query, self.pair_document]), self.pair_weight, shape).coalesce()
         counts = LogCounts(
@@ -196,6 +220,7 @@ class Known:
                 "judged_query": query_place[self.judged_query[judged]],
                 "judged_document": document_place[self.judged_document[judged]],
                 "judged_weight": self.judged_weight[judged],
+                "judged_relevant": self.judged_relevant[judged],
             },
         )
 
@@ -203,11 +228,13 @@ class Known:
 def read_target(written: str) -> Target | BatchLoss:
     """A form of `opengcl.gcl_loss` by its name, or a `BatchLoss` by its import path.
 
-    The path names a function, ``my_shop.losses:pairwise``, or a class (a `torch.nn.Module`, say), which is called with
-    the numbers that follow, ``my_shop.losses:Pairwise:margin=0.2,levels=4``.
+    The path, in an installed package or in the current folder, names a function, ``my_shop.losses:pairwise``, or a
+    class (a `torch.nn.Module`, say), which is called with the numbers that follow,
+    ``my_shop.losses:Pairwise:margin=0.2,levels=4``.
 
     Raises:
-        ValueError: The name is unknown, the path cannot be imported, or the class does not take these options.
+        ValueError: The name is unknown, the path cannot be imported, the class does not take these options, or what it
+            names cannot be called as `BatchLoss` says.
     """
     if written in TARGETS:
         return cast(Target, written)
@@ -217,20 +244,40 @@ def read_target(written: str) -> Target | BatchLoss:
         raise ValueError(
             f"target {written!r} is unknown; use one of {', '.join(TARGETS)}, or an import path as package.module:name"
         )
-    try:
-        found = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"target {written} cannot be imported: {error}") from error
+    found = imported("target", module, name)
     if isinstance(found, type):
         try:
             found = found(**_numbers(options))
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"target {written} cannot be made: {error}") from error
+        except Exception as error:  # whatever the class's own code raises
+            raise ValueError(f"target {written} cannot be made: {type(error).__name__}: {error}") from error
     elif options:
         raise ValueError(f"target {written}: {name} is no class, so it has no options")
     if not callable(found):
         raise ValueError(f"target {written} is a {type(found).__name__}, not a function or module")
+    check_loss(written, found)
     return cast(BatchLoss, found)
+
+
+def check_loss(name: str, loss: Callable[..., object]) -> None:
+    """Checks that a loss of one's own can be called as `BatchLoss` says.
+
+    Raises:
+        ValueError: It cannot take these four arguments.
+    """
+    try:
+        signature = inspect.signature(loss.forward if isinstance(loss, nn.Module) else loss)
+    except (TypeError, ValueError):  # some built-in callables do not tell
+        return
+    try:
+        signature.bind(*_ARGUMENTS)
+    except TypeError as error:
+        raise ValueError(
+            f"target {name} takes {signature}: {error}; required: a call with {len(_ARGUMENTS)} arguments, "
+            f"({', '.join(_ARGUMENTS)})"
+        ) from error
+
+
+_ARGUMENTS = ("queries", "documents", "known", "logit_scale")
 
 
 def _numbers(written: str) -> dict[str, float]:
@@ -241,7 +288,9 @@ def _numbers(written: str) -> dict[str, float]:
 
 def relation_tensors(relation: Relation) -> dict[str, Tensor]:
     """The relation as the collator sends it."""
-    names = ("pair_query", "pair_document", "pair_weight", "judged_query", "judged_document", "judged_weight")
+    names = ["pair_query", "pair_document", "pair_weight", "judged_query", "judged_document", "judged_weight"]
+    if relation.judged_relevant is not None:
+        names.append("judged_relevant")
     tensors = {name: torch.from_numpy(np.asarray(getattr(relation, name))) for name in names}
     return {**tensors, "sizes": torch.tensor([len(relation.queries), len(relation.documents)])}
 

@@ -111,6 +111,4 @@ def data_uri(image: Image.Image) -> str:
 def _shade(score: float | None, dataset: RankedDataset) -> int:
     if score is None:
         return 0
-    low, high = dataset.schema.score_min, dataset.schema.score_max
-    share = (score - low) / (high - low) if high > low else 1.0
-    return 1 + min(SCORE_CLASSES - 1, int(share * SCORE_CLASSES))
+    return 1 + min(SCORE_CLASSES - 1, int(dataset.schema.share(score) * SCORE_CLASSES))

@@ -44,13 +44,17 @@ class PixelForm:
         rest: What the encoder's ``preprocess`` gives beside ``pixel_values``.
     """
 
-    def __init__(self, encoder: SentenceTransformer) -> None:
+    def __init__(self, encoder: SentenceTransformer, *, task: str | None = None) -> None:
         """Learns it from some three hundred small pictures, in less than a second.
+
+        Args:
+            encoder: Whose processor it is.
+            task: ``query`` or ``document``, for an encoder that has a route for each; its default when not given.
 
         Raises:
             NotPixelsError: The features are not of that kind.
         """
-        self._encoder = encoder
+        self._encoder, self._task = encoder, {} if task is None else {"task": task}
         self.rest, self.shape = self._ask_form()
         self._table = self._ask_table()
         self._order = np.argsort(self._table, axis=1)
@@ -81,7 +85,7 @@ class PixelForm:
         return torch.from_numpy(values)
 
     def _ask_form(self) -> tuple[dict[str, Any], tuple[int, int, int]]:
-        made = dict(self._encoder.preprocess([Image.new("RGB", (64, 64))]))
+        made = dict(self._encoder.preprocess([Image.new("RGB", (64, 64))], **self._task))
         tensors = {name: value for name, value in made.items() if isinstance(value, Tensor)}
         values = tensors.get("pixel_values")
         if values is None or len(tensors) > 1 or values.ndim != 4 or len(values) != 1:
@@ -93,7 +97,7 @@ class PixelForm:
         return {name: made[name] for name in made if name not in tensors}, (channels, height, width)
 
     def _values(self, pictures: Sequence[Image.Image]) -> Float[np.ndarray, "rows c h w"]:
-        values = self._encoder.preprocess(list(pictures))["pixel_values"].numpy()
+        values = self._encoder.preprocess(list(pictures), **self._task)["pixel_values"].numpy()
         if values.shape[1:] != self.shape:
             raise NotPixelsError(f"pixel_values have shape {values.shape[1:]} and {self.shape}; expected one for all")
         return np.asarray(values)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,8 +12,8 @@ import numpy as np
 from jaxtyping import Float
 
 from opengcl.data import RankedDataset
-from opengcl.encode import encode, encode_texts
-from opengcl.model import CARD, BiEncoder, ModelError, model_folder
+from opengcl.encode import encode, encode_texts, inputs_for
+from opengcl.model import CARD, BiEncoder, trained_folder
 from opengcl.search import exact_top_k
 
 
@@ -39,12 +40,11 @@ class ProductSearch:
     """
 
     def __init__(self, run: str | Path, dataset: RankedDataset, *, progress: bool = True) -> None:
-        folder = model_folder(run)
-        if folder is None:
-            raise ModelError(f"{run} holds no trained model")
+        folder = trained_folder(run)
         self._dataset = dataset
         self._model = BiEncoder.load(folder)
         self._vectors = self._documents(folder, progress)
+        self._rows = np.flatnonzero(self._vectors.any(1))  # zeros stand for what the model cannot read
         texts = [name for name, kind in dataset.documents.fields.items() if kind == "text"]
         self._title = texts[0] if texts else None
 
@@ -54,7 +54,7 @@ class ProductSearch:
         Raises:
             ValueError: A blank query, ``k`` below 1, or a model whose queries are not text.
         """
-        scores, rows = exact_top_k(encode_texts(self._model, [query]), self._vectors, k)
+        scores, rows = exact_top_k(encode_texts(self._model, [query]), self._vectors, k, rows=self._rows)
         ids = self._dataset.documents.ids(rows[0])
         titles = self._dataset.documents.texts(self._title, rows[0]) if self._title else [None] * len(ids)
         found = zip(scores[0].tolist(), ids, titles, strict=True)
@@ -64,7 +64,16 @@ class ProductSearch:
         file = folder / "vectors" / f"{self._key(folder)}.npy"
         if not file.is_file():
             rows = np.arange(len(self._dataset.documents))
-            vectors = encode(self._model, self._dataset.documents, "document", rows, progress=progress)
+            documents, strict = self._dataset.documents, self._dataset.strict
+            vectors = encode(
+                self._model,
+                documents,
+                "document",
+                rows,
+                inputs=inputs_for(self._model, documents, "document", strict=strict),
+                zero_unreadable=not strict,
+                progress=progress,
+            )
             file.parent.mkdir(exist_ok=True)
             partial = file.with_suffix(f".{os.getpid()}.partial")
             with partial.open("wb") as stream:
@@ -74,7 +83,8 @@ class ProductSearch:
 
     def _key(self, folder: Path) -> str:
         """Changes with the documents and with the model."""
-        content = [self._dataset.fingerprint.encode(), (folder / CARD).read_bytes()]
+        content = [self._dataset.documents.fingerprint.encode(), (folder / CARD).read_bytes()]
+        content.append(json.dumps(self._model.prompts, sort_keys=True).encode())
         for weights in sorted(folder.rglob("*.safetensors")):
             stat = weights.stat()
             content.append(f"{weights.name} {stat.st_size} {stat.st_mtime_ns}".encode())

@@ -1,19 +1,25 @@
 """Ranking files in and out: judgments (qrels) and results (runs).
 
-Formats, chosen by the file's suffix:
+Formats, chosen by the file's suffix, each but Parquet plain or gzipped (``.gz``):
 
 * ``.parquet``: columns ``query_id``, ``doc_id`` and ``score``; in qrels a column ``relevance`` goes before ``score``.
-* ``.tsv``: the same columns, named by a header line. BEIR's ``query-id`` and ``corpus-id`` are understood too.
+* ``.tsv``: the same columns, named by a header line; a quote is a character like others. BEIR's ``query-id`` and
+  ``corpus-id`` are understood too. Without a header: TREC's columns, or three, which are query, document and relevance,
+  in runs query, document and rank, as MS MARCO has them.
+* ``.csv``: the same columns, in any dialect that `opengcl.delimited_text` finds.
+* ``.jsonl``, ``.json``: rows with the same keys, or ``{"query": {"document": 1.0}}``.
 * any other: TREC, without a header and separated by blanks. Qrels have the columns ``query_id 0 doc_id relevance``,
   runs ``query_id Q0 doc_id rank score tag``. As in trec_eval the rank column is ignored: the score ranks.
 
-Relevance may be any float that is finite and at least 0, a score any finite float. Files are read block by block; what
-stays in memory is 12 bytes a row and each distinct id once (some 50 bytes a row while rows are grouped).
+Relevance and scores may be any finite floats; a relevance below 0 counts as 0 (`opengcl.metrics.relevance`).
+Files are read block by block; what stays in memory is 12 bytes a row and each distinct id once (some 50 bytes a row
+while rows are grouped).
 """
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +30,14 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from opengcl.data.problems import DataSetError, shown
+from opengcl.delimited_text import DelimitedFile, TextOptions, listed, with_points
+from opengcl.json_rows import JsonFile
+from opengcl.text_files import LONGEST_LINE, TextFile, refuse_foreign
+
 Kind = Literal["qrels", "run"]
 
-_TEXT_BLOCK = 8 << 20  # bytes of a text file parsed at once
+_JSON_ROWS = 1 << 14
 _PARQUET_ROWS = 1 << 18
 _WRITE_ROWS = 1 << 16
 
@@ -34,13 +45,13 @@ _TREC_COLUMNS: dict[Kind, tuple[str, ...]] = {
     "qrels": ("query_id", "iteration", "doc_id", "relevance"),
     "run": ("query_id", "Q0", "doc_id", "rank", "score", "tag"),
 }
-_VALUE_NAMES: dict[Kind, tuple[str, ...]] = {"qrels": ("relevance", "score"), "run": ("score",)}
-_QUERY_NAMES = ("query_id", "query-id")
-_DOCUMENT_NAMES = ("doc_id", "corpus-id")
+_VALUE_NAMES: dict[Kind, tuple[str, ...]] = {"qrels": ("relevance", "score", "rel", "grade"), "run": ("score",)}
+_QUERY_NAMES = ("query_id", "query-id", "qid", "q_id")
+_DOCUMENT_NAMES = ("doc_id", "corpus-id", "docid", "doc-id", "document_id", "pid", "docno")
 
 
 class RankingFileError(ValueError):
-    """A ranking file that cannot be used: says which file, which line or row, which column and why."""
+    """A ranking file that cannot be used: says which file, line (from 1) or row (from 0), column, and why."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +117,8 @@ def read_qrels(path: str | Path) -> ScoredPairs:
         The judged pairs.
 
     Raises:
-        RankingFileError: for a missing column, a malformed line, a negative or non-finite relevance, a pair that is
-            judged twice, or no rows at all.
+        RankingFileError: for a missing column, a malformed line, a relevance that is not finite, a pair that is judged
+            twice, or no rows at all.
     """
     pairs = _read(Path(path), "qrels")
     if not len(pairs.value):
@@ -153,7 +164,7 @@ def pairs_from_rows(
             "the three must be equally many"
         )
     batch = (pa.array(query_ids, pa.string()), pa.array(doc_ids, pa.string()), np.asarray(values, dtype=np.float64))
-    return _collect([batch], source)
+    return _collect([batch], source, lambda row: f"row {row}")
 
 
 def write_qrels(path: str | Path, qrels: ScoredPairs) -> None:
@@ -218,75 +229,191 @@ _Batch = tuple[pa.StringArray, pa.StringArray, np.ndarray]
 class _TextLayout:
     """How a text file's lines read: column names in order, the three that matter, the separator (None: blanks)."""
 
-    path: Path
-    kind: Kind
+    text: TextFile
     columns: tuple[str, ...]
     query: str
     document: str
     value: str
     separator: bytes | None
+    header: bool = False
+
+    @property
+    def path(self) -> Path:
+        """The file, for messages."""
+        return self.text.path
 
 
 def _read(path: Path, kind: Kind) -> ScoredPairs:
     if not path.is_file():
         raise RankingFileError(f"{path}: no such file")
-    if path.suffix == ".parquet":
-        batches = _parquet_batches(path, kind)
-    elif path.suffix == ".tsv":
-        batches = _text_batches(_tsv_layout(path, kind), skip=1)
-    else:
-        names = _TREC_COLUMNS[kind]
-        layout = _TextLayout(path, kind, names, "query_id", "doc_id", _VALUE_NAMES[kind][0], None)
-        batches = _text_batches(layout, skip=0)
-    return _collect(batches, str(path))
+    suffix = Path(path.name.lower().removesuffix(".gz")).suffix
+    try:
+        if suffix == ".parquet":
+            return _collect(_parquet_batches(path, kind), str(path), lambda row: f"row {row}")
+        if suffix in (".json", ".jsonl", ".ndjson"):
+            return _read_json(path, kind)
+        if suffix == ".csv":
+            return _read_csv(path, kind)
+        return _read_text(path, kind, named=suffix in (".tsv", ".tab"))
+    except DataSetError as error:
+        folder = "" if str(error).startswith(str(path)) else f"{path.parent}/"
+        raise RankingFileError(f"{folder}{error}") from error
+
+
+def _read_text(path: Path, kind: Kind, *, named: bool) -> ScoredPairs:
+    text = TextFile(path)
+    layout = _text_layout(text, kind, named=named)
+
+    def line_of(row: int) -> str:
+        with text.opened() as stream:
+            numbers = (number for number, _ in text.lines(stream))
+            return f"line {next(islice(numbers, row + layout.header, None))}"
+
+    pairs = _collect(_text_batches(layout), str(path), line_of)
+    return _by_rank(pairs) if layout.value == "rank" else pairs
+
+
+def _by_rank(pairs: ScoredPairs) -> ScoredPairs:
+    """Ranks as scores.
+
+    Raises:
+        RankingFileError: The values of a query are not different whole numbers with 1 as the smallest.
+    """
+    query = pairs.query_of_row()
+    order = np.lexsort((pairs.value, query))
+    ordered, starts = pairs.value[order], pairs.offsets[:-1]
+    repeated = (np.diff(ordered) == 0) & (np.diff(query[order]) == 0)
+    if (pairs.value % 1).any() or (ordered[starts] != 1).any() or repeated.any():
+        raise RankingFileError(
+            f"{pairs.source}: found three columns without a header, and the third holds no ranks from 1; allowed: "
+            "query, document and rank, or a header with query_id, doc_id and score"
+        )
+    return pairs.with_values(-pairs.value)
+
+
+def _read_csv(path: Path, kind: Kind) -> ScoredPairs:
+    file = DelimitedFile(TextFile(path), TextOptions())
+    names = [_column(path, file.columns, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])]
+
+    def batches() -> Iterator[_Batch]:
+        for rows in file.read(names):
+            query, document, value = rows.batch.columns
+            value = with_points(value, file.dialect.decimal, f"{path}, column {names[2]!r}", rows.lines)
+            yield _typed(path, names, (query, document, value), rows.lines)
+
+    def line_of(row: int) -> str:
+        lines = (line for rows in file.read(names) for line in rows.lines)
+        return f"line {next(islice(lines, row, None))}"
+
+    return _collect(batches(), str(path), line_of)
+
+
+def _read_json(path: Path, kind: Kind) -> ScoredPairs:
+    file = JsonFile(TextFile(path))
+    rows = _json_cells if file.is_nested else _json_rows
+
+    def batches() -> Iterator[_Batch]:
+        found = rows(file, kind)
+        while block := list(islice(found, _JSON_ROWS)):
+            lines, *columns = zip(*block, strict=True)
+            yield _typed(path, ["query_id", "doc_id", _VALUE_NAMES[kind][0]], [*map(pa.array, columns)], lines)
+
+    return _collect(batches(), str(path), lambda row: f"line {next(islice(rows(file, kind), row, None))[0]}")
+
+
+_JsonRow = tuple[int, str | None, str | None, str | None]
+
+
+def _json_cells(file: JsonFile, _kind: Kind) -> Iterator[_JsonRow]:
+    with file.text.opened() as stream:
+        for line, query, document, value in file.cells(stream):
+            yield line, query, document, _plain(file, line, value)
+
+
+def _json_rows(file: JsonFile, kind: Kind) -> Iterator[_JsonRow]:
+    with file.text.opened() as stream:
+        for line, row in file.objects(stream):
+            names = (
+                next((name for name in wanted if name in row), None)
+                for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
+            )
+            query, document, value = (_plain(file, line, row[name]) if name else None for name in names)
+            yield line, query, document, value
+
+
+def _plain(file: JsonFile, line: int, value: Any) -> str | None:
+    """A text or number as text."""
+    if value is None or isinstance(value, str):
+        return value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise RankingFileError(f"{file.text.path}: line {line}: {shown(value)} is neither a text nor a number")
+    return repr(value)
+
+
+def _typed(path: Path, names: Sequence[str], columns: Sequence[pa.Array], lines: Any) -> _Batch:
+    """Texts as ids and numbers; `lines` has the line of each row."""
+    query, document, value = (column.cast(pa.string()) for column in columns)
+    trimmed = pc.utf8_trim_whitespace(value)
+    try:
+        values = trimmed.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    except pa.ArrowInvalid:
+        values = np.array([_number(one) for one in trimmed.to_pylist()])
+    for name, column in zip(names, (query, document, trimmed), strict=True):
+        there = np.asarray(pc.fill_null(pc.greater(pc.binary_length(column), 0), False))
+        if not there.all():
+            raise RankingFileError(f"{path}: line {lines[int(there.argmin())]}, column {name!r}: empty")
+    if not (fine := np.isfinite(values)).all():
+        row = int(fine.argmin())
+        text = value[row].as_py()
+        wrong = "is not a number" if np.isnan(values[row]) and text.strip().lower() != "nan" else "is not finite"
+        raise RankingFileError(f"{path}: line {lines[row]}, column {names[2]!r}: {shown(text)} {wrong}")
+    return query, document, values
+
+
+def _number(text: str | None) -> float:
+    try:
+        return float(text or "nan")
+    except ValueError:
+        return np.nan
 
 
 def _column(path: Path, found: Sequence[str], wanted: Sequence[str]) -> str:
     for name in wanted:
         if name in found:
             return name
-    raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted))}; found: {', '.join(found)}")
-
-
-def _bad_value(value: float, kind: Kind) -> str | None:
-    """What is wrong with a relevance or score."""
-    if not np.isfinite(value):
-        return f"{value} is not finite"
-    if kind == "qrels" and value < 0:
-        return f"{value} is negative; a relevance must be at least 0"
-    return None
-
-
-def _values_fine(values: np.ndarray, kind: Kind) -> bool:
-    return bool(np.isfinite(values).all() and (kind == "run" or (values >= 0).all()))
+    raise RankingFileError(f"{path}: no column {' or '.join(map(repr, wanted[:2]))}; found: {listed(found)}")
 
 
 def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:
     try:
         file = pq.ParquetFile(path)
     except pa.ArrowInvalid as error:
+        with path.open("rb") as raw:
+            head = raw.read(1024)
+        if not head.startswith(b"PAR1"):
+            refuse_foreign(str(path), head)
         raise RankingFileError(f"{path}: not a Parquet file ({error})") from error
     with file:
         found = file.schema_arrow.names
         names = [_column(path, found, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])]
         for name in names:
             _check_type(path, name, file.schema_arrow.field(name).type, number=name == names[2])
-        first = 1
+        first = 0
         for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
-            yield _parquet_rows(path, kind, names, batch, first)
+            yield _parquet_rows(path, names, batch, first)
             first += len(batch)
 
 
-def _parquet_rows(path: Path, kind: Kind, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:
+def _parquet_rows(path: Path, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:
     query, document, value = columns = [batch.column(name) for name in names]
     for name, column in zip(names, columns, strict=True):
         if column.null_count:
             row = first + pc.index(column.is_null(), True).as_py()
             raise RankingFileError(f"{path}: row {row}, column {name!r}: empty")
     values = value.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    if not _values_fine(values, kind):
-        row, text = next((i, text) for i, v in enumerate(values, first) if (text := _bad_value(v, kind)))
-        raise RankingFileError(f"{path}: row {row}, column {names[2]!r}: {text}")
+    if not (fine := np.isfinite(values)).all():
+        row = int(fine.argmin())
+        raise RankingFileError(f"{path}: row {first + row}, column {names[2]!r}: {values[row]} is not finite")
     return query.cast(pa.string()), document.cast(pa.string()), values
 
 
@@ -299,24 +426,63 @@ def _check_type(path: Path, name: str, found: pa.DataType, *, number: bool) -> N
         raise RankingFileError(f"{path}: column {name!r} is {found}; it must hold {allowed}")
 
 
-def _tsv_layout(path: Path, kind: Kind) -> _TextLayout:
-    with path.open("rb") as file:
-        header = file.readline().decode("utf-8-sig", errors="replace")
-    columns = tuple(header.rstrip("\r\n").split("\t"))
-    query, document, value = (
-        _column(path, columns, wanted) for wanted in (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
+def _text_layout(text: TextFile, kind: Kind, *, named: bool) -> _TextLayout:
+    """The layout of TREC, or of TSV, which may have a header."""
+    names = _TREC_COLUMNS[kind]
+    trec = _TextLayout(text, names, "query_id", "doc_id", _VALUE_NAMES[kind][0], None)
+    line = _first_line(text)
+    columns = tuple(line.rstrip("\r\n").split("\t"))
+    if not line or not named:
+        return trec if len(columns) != 3 else _three_columns(text, kind, columns) or trec
+    if any(name in columns for name in (*_QUERY_NAMES, *_DOCUMENT_NAMES)):
+        wanted = (_QUERY_NAMES, _DOCUMENT_NAMES, _VALUE_NAMES[kind])
+        query, document, value = (_column(text.path, columns, one) for one in wanted)
+        for name in (query, document, value):
+            if columns.count(name) > 1:
+                raise RankingFileError(f"{text.path}: column {name!r} is in the header twice")
+        return _TextLayout(text, columns, query, document, value, b"\t", header=True)
+    if len(line.split()) == len(names):
+        return trec if "\t" not in line else replace(trec, separator=b"\t")
+    if three := _three_columns(text, kind, columns):
+        return three
+    raise RankingFileError(
+        f"{text.path}: no header with query_id, doc_id and {_VALUE_NAMES[kind][0]}, nor the {len(names)} columns of "
+        f"TREC ({' '.join(names)}); found: {', '.join(shown(one) for one in columns[:10])}"
     )
-    return _TextLayout(path, kind, columns, query, document, value, b"\t")
 
 
-def _text_batches(layout: _TextLayout, skip: int) -> Iterator[_Batch]:
+def _first_line(text: TextFile) -> str:
+    """The first line that is not blank."""
+    found = b""
+    with text.opened() as stream:
+        for block in text.blocks(stream):
+            found = (found + block).lstrip(b" \r\n")
+            if b"\n" in found or len(found) > LONGEST_LINE:
+                break
+    return found.partition(b"\n")[0].decode("utf-8", "replace")
+
+
+def _three_columns(text: TextFile, kind: Kind, columns: tuple[str, ...]) -> _TextLayout | None:
+    """Query, document and relevance or rank, separated by tabs, where the third is a number."""
+    if len(columns) != 3 or not np.isfinite(_number(columns[2])):
+        return None
+    value = "relevance" if kind == "qrels" else "rank"
+    return _TextLayout(text, ("query_id", "doc_id", value), "query_id", "doc_id", value, b"\t")
+
+
+def _text_batches(layout: _TextLayout) -> Iterator[_Batch]:
     """Parses whole lines, some megabytes at a time."""
-    line = 1 + skip
-    with layout.path.open("rb") as file:
-        for _ in range(skip):
-            file.readline()
-        while block := file.read(_TEXT_BLOCK):
-            block += file.readline()
+    line, skip, rest = 1, layout.header, b""
+    with layout.text.opened() as stream:
+        for piece in chain(layout.text.blocks(stream), (None,)):
+            data = rest + (piece or b"")
+            cut = len(data) if piece is None else data.rfind(b"\n") + 1
+            block, rest = data[:cut], data[cut:]
+            if len(rest) > LONGEST_LINE:
+                raise RankingFileError(f"{layout.path}: line {line}: over {LONGEST_LINE:,} bytes, the limit of a line")
+            while skip and block:
+                head, _, block = block.partition(b"\n")
+                skip, line = not head.strip(), line + 1
             if block.strip():
                 yield _parse_fast(layout, block) or _parse_slowly(layout, block, line)
             line += block.count(b"\n")
@@ -339,7 +505,7 @@ def _parse_fast(layout: _TextLayout, block: bytes) -> _Batch | None:
     query, document, value = (table[name].combine_chunks() for name in types)
     empty_id = any(pc.min(pc.binary_length(column)).as_py() == 0 for column in (query, document))
     values = value.to_numpy(zero_copy_only=False)
-    return (query, document, values) if not empty_id and _values_fine(values, layout.kind) else None
+    return (query, document, values) if not empty_id and np.isfinite(values).all() else None
 
 
 _BLANKS = re.compile(rb"[ \t\r\f\v]+")
@@ -382,13 +548,13 @@ def _parse_row(layout: _TextLayout, where: str, query: str, document: str, value
         number = float(value)
     except ValueError:
         raise RankingFileError(f"{where}, column {layout.value!r}: {value!r} is not a number") from None
-    if problem := _bad_value(number, layout.kind):
-        raise RankingFileError(f"{where}, column {layout.value!r}: {problem}")
+    if not np.isfinite(number):
+        raise RankingFileError(f"{where}, column {layout.value!r}: {number} is not finite")
     return query, document, number
 
 
-def _collect(batches: Iterable[_Batch], source: str) -> ScoredPairs:
-    """Rows from batches, ids replaced by codes, grouped by query."""
+def _collect(batches: Iterable[_Batch], source: str, place: Callable[[int], str]) -> ScoredPairs:
+    """Rows from batches, ids replaced by codes, grouped by query; `place` names a row by its number from 0."""
     queries, documents, values = [], [], [np.empty(0)]
     for query, document, value in batches:
         queries.append(query.dictionary_encode())
@@ -397,7 +563,7 @@ def _collect(batches: Iterable[_Batch], source: str) -> ScoredPairs:
     query_ids, query_codes = _unified(queries)
     doc_ids, doc_codes = _unified(documents)
     value = np.concatenate(values)
-    _check_unique(query_ids, query_codes, doc_ids, doc_codes, source)
+    _check_unique(query_ids, query_codes, doc_ids, doc_codes, value, source, place)
     if (np.diff(query_codes) < 0).any():
         order = np.argsort(query_codes, kind="stable")
         doc_codes, value = doc_codes[order], value[order]
@@ -414,7 +580,15 @@ def _unified(chunks: list[Any]) -> tuple[pa.StringArray, np.ndarray]:
     return unified.chunk(unified.num_chunks - 1).dictionary, codes
 
 
-def _check_unique(query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.ndarray, source: str) -> None:
+def _check_unique(
+    query_ids: Any,
+    query: np.ndarray,
+    doc_ids: Any,
+    document: np.ndarray,
+    value: np.ndarray,
+    source: str,
+    place: Callable[[int], str],
+) -> None:
     key = query.astype(np.int64) * max(1, len(doc_ids)) + document
     ordered = np.sort(key)
     twice = np.flatnonzero(ordered[1:] == ordered[:-1])
@@ -422,7 +596,8 @@ def _check_unique(query_ids: Any, query: np.ndarray, doc_ids: Any, document: np.
         first, second = np.flatnonzero(key == ordered[twice[0]])[:2]
         raise RankingFileError(
             f"{source}: query {query_ids[query[first]].as_py()!r} has document "
-            f"{doc_ids[document[first]].as_py()!r} twice: data rows {first + 1} and {second + 1}"
+            f"{doc_ids[document[first]].as_py()!r} twice: {place(int(first))} and {place(int(second))}, with "
+            f"{value[first]} and {value[second]}; allowed: each pair once"
         )
 
 

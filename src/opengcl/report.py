@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Bool
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
@@ -17,6 +16,7 @@ from opengcl.data.dataset import RankedDataset
 from opengcl.data.splits import SPLITS
 from opengcl.field_sets import MEASURES
 from opengcl.pages import Product, environment, first_texts, products, write_whole
+from opengcl.plain_yaml import write_yaml
 from opengcl.run_folder import Key, Run, RunFolderError, read_lists, read_run
 from opengcl.shown_queries import Pick, ideal_rows, judged_scores, pick_queries
 
@@ -39,6 +39,7 @@ METRIC_NAMES = {
     "rbp": "RBP",
     "recall": "Recall",
     "precision": "Precision",
+    "success": "Success",
     "mrr": "MRR",
     "map": "MAP",
 }
@@ -157,9 +158,9 @@ def _context(this: Run, other: Run | None, dataset: RankedDataset, metric: str, 
         "queries": _query_views(this, other, dataset, metric),
         "picked": _how_picked(other, metric),
         "chart_size": (WIDTH, HEIGHT),
-        "score_range": (dataset.schema.score_min, dataset.schema.score_max),
-        "config": yaml.safe_dump(this.config, sort_keys=False, allow_unicode=True),
-        "provenance": yaml.safe_dump(_provenance(this, dataset), sort_keys=False, allow_unicode=True),
+        "score_range": dataset.schema.relevance_range,
+        "config": write_yaml(this.config),
+        "provenance": write_yaml(_provenance(this, dataset)),
     }
 
 
@@ -348,6 +349,7 @@ def _query_view(
         rows = [dataset.documents.row(doc_id) for doc_id in ids[pick.key][:LIST_LENGTH]]
         lists.append(RankedList(name, kind, values[pick.key], products(dataset, rows, judged)))
     best = ideal_rows(judged, dataset.splits.document_rows(split), k=LIST_LENGTH)
-    lists.append(RankedList("Ideal order", "ideal", 1.0 if ideal_is_one else None, products(dataset, best, judged)))
+    value = 1.0 if ideal_is_one and best else None
+    lists.append(RankedList("Ideal order", "ideal", value, products(dataset, best, judged)))
     text = first_texts(dataset.queries, [query_row])[0] or query_id
     return QueryView(text, SPLIT_NAMES.get(split, (split, ""))[0], pairs, pick.reason, lists)

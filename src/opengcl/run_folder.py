@@ -1,7 +1,7 @@
 """Reading a run folder back: configuration, metrics, per-query values, ranked lists and training history."""
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import yaml
 from jaxtyping import Float, Int
 
 from opengcl.field_sets import MEASURES
+from opengcl.named_folders import no_such_folder
+from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
 KEY_COLUMNS = ("split", "query_id", "pairs")
@@ -75,6 +76,8 @@ def read_run(path: Path) -> Run:
     Raises:
         RunFolderError: A file is missing or not in the documented form.
     """
+    if not path.is_dir():
+        raise RunFolderError(no_such_folder(path))
     for name in FILES:
         if not (path / name).is_file():
             raise RunFolderError(f"{path / name} is missing; a run folder holds {', '.join(FILES)}")
@@ -139,12 +142,9 @@ def _read_json(file: Path) -> Any:
 
 def _read_config(file: Path) -> dict[str, Any]:
     try:
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (ValueError, yaml.YAMLError) as error:
-        raise RunFolderError(f"{file}: not YAML ({error})") from error
-    if not isinstance(config, Mapping):
-        raise RunFolderError(f"{file}: expected a mapping, found {type(config).__name__}")
-    return dict(config)
+        return read_yaml(file).mapping()
+    except YamlError as error:
+        raise RunFolderError(str(error)) from error
 
 
 def _read_per_query(file: Path) -> PerQuery:

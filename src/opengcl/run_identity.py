@@ -21,9 +21,10 @@ import opengcl
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
 from opengcl.data.changes import changes, described
-from opengcl.data.problems import EXAMPLES
+from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import world_size
 from opengcl.inputs import Inputs
+from opengcl.prompts import Side
 from opengcl.whole_files import put, put_text
 
 CONFIG, DATA, LOCK = "config.yaml", "data.json", ".lock"
@@ -60,13 +61,16 @@ def alone_in(out: Path) -> Iterator[None]:
         yield
 
 
-def begin(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> None:
+def begin(
+    out: Path, config: TrainConfig, data: Mapping[str, RankedDataset], prompts: Mapping[Side, str] | None = None
+) -> None:
     """Marks a folder as this run's.
 
     Args:
         out: The folder.
         config: The settings.
         data: What the run trains on (``data``), and evaluates on where that is another one (``evaluation_data``).
+        prompts: What goes before the texts of each side: the model's own prompts, or those of the settings.
 
     Raises:
         TrainError: It holds something else.
@@ -78,12 +82,15 @@ def begin(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
         "data": {role: described(one) for role, one in data.items()},
         "model": _model_files(config.model),
         "begun": _surroundings(),
+        "prompts": dict(prompts or {}),
     }
     put_text(out / DATA, json.dumps(content, indent=1) + "\n")
     put_text(out / CONFIG, config.to_yaml())
 
 
-def check(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> None:
+def check(
+    out: Path, config: TrainConfig, data: Mapping[str, RankedDataset], prompts: Mapping[Side, str] | None = None
+) -> None:
     """The folder holds a run of these settings and these data.
 
     Raises:
@@ -95,6 +102,7 @@ def check(out: Path, config: TrainConfig, data: Mapping[str, RankedDataset]) -> 
     before = _read(out / DATA)
     _check_data(out, before["data"], data)
     _check_model(out, before["model"], _model_files(config.model))
+    _check_prompts(out, before.get("prompts", {}), prompts or {})
     for name, value in _surroundings().items():
         found = before["begun"].get(name)
         if found != value:
@@ -179,6 +187,19 @@ def _check_model(out: Path, before: Mapping[str, str], now: Mapping[str, str]) -
     if changed:
         told = [f"{name} ({_short(before.get(name))} then, {_short(now.get(name))} now)" for name in changed[:EXAMPLES]]
         raise TrainError(f"{out}: the model's files have changed since this run began: {'; '.join(told)}")
+
+
+def _check_prompts(out: Path, before: Mapping[str, str], now: Mapping[Side, str]) -> None:
+    """A hub's model may have got other prompts; and a run of a version without prompts by side was trained without."""
+    differing = [
+        f"{side}_prompt was {shown(before.get(side, ''))}, now {shown(prompt)}"
+        for side, prompt in now.items()
+        if before.get(side, "") != prompt
+    ]
+    if differing:
+        raise TrainError(
+            f"{out}: cannot resume with other prompts: {'; '.join(differing)}; train in another folder, or begin again"
+        )
 
 
 def _short(digest: str | None) -> str:

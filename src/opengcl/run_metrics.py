@@ -117,8 +117,8 @@ def metrics_of_files(
     """Mean metrics of a run file against a qrels file.
 
     Args:
-        qrels_path: judgments, .parquet, .tsv or TREC.
-        run_path: results, .parquet, .tsv or TREC.
+        qrels_path: judgments, in a format of `opengcl.ranking_files`.
+        run_path: results, in one of them.
         names: metric names as of ``opengcl.metrics.compute``; None for the defaults of the mode.
         compat: "gcl" for the numbers of Marqo's GCL script, which fixes ties, depth and threshold; None for ours.
         ties: the order of documents with equal scores, see ``opengcl.ranking_blocks``.

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -22,20 +23,26 @@ from jaxtyping import Float, Int64
 from PIL.Image import Image
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.base.losses import CachedLossMixin, has_static_embedding_input
+from sentence_transformers.base.modules import Transformer
 from sentence_transformers.sentence_transformer.evaluation import SentenceEvaluator
 from torch import Tensor, nn
 
 from opengcl import metrics as ranking_metrics
+from opengcl.data.problems import shown
 from opengcl.distributed import gather_rows, world_size
 from opengcl.fields import check_fields, fuse
-from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, gcl_loss
+from opengcl.inputs import only_text
+from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, contrastive_loss
+from opengcl.progress import progress_bar
+from opengcl.prompts import SIDES, Side, prompt_of
 from opengcl.search import exact_top_k
-from opengcl.weights import scale_scores, weight_function
+from opengcl.weights import WeightFunction, pair_weights, weight_function, weights_name
 
 logger = logging.getLogger(__name__)
 
 # Labels travel as float32, which holds every whole number up to here.
 _LARGEST_NUMBER = 1 << 24
+_BLOCKS = 64  # batches that are encoded, sorted by length among themselves, between two moves of the progress bar
 
 
 class RankedPairs:
@@ -49,9 +56,11 @@ class RankedPairs:
         documents: One id or text a pair; equal values are one document.
         scores: One ranking score a pair.
 
+    A score of 0 or below means judged not relevant: `GCLLoss` gives such a pair no weight, and treats it as a negative.
+
     Raises:
-        ValueError: Lengths differ, nothing is given, a pair has two different scores, or there are more than 2^24
-            distinct queries or documents (labels are float32).
+        ValueError: Lengths differ, nothing is given, a score is not finite, a pair has two different scores, or there
+            are more than 2^24 distinct queries or documents (labels are float32).
     """
 
     labels: Float[np.ndarray, "pairs 3"]
@@ -65,6 +74,12 @@ class RankedPairs:
             )
         query, document = _numbers(queries, "queries"), _numbers(documents, "documents")
         score = np.asarray(scores, dtype=np.float64)
+        if not (finite := np.isfinite(score)).all():
+            at = int(finite.argmin())
+            raise ValueError(
+                f"query {shown(queries[at])} and document {shown(documents[at])} (pair {at}) have the score {score[at]}"
+                "; allowed: finite numbers"
+            )
         self.labels = np.stack([score, query, document], axis=1).astype(np.float32)
         order = np.lexsort((document, query))
         again = np.flatnonzero((np.diff(query[order]) == 0) & (np.diff(document[order]) == 0)) + 1
@@ -72,8 +87,9 @@ class RankedPairs:
         if differs.any():
             first, second = order[again[differs][0] - 1], order[again[differs][0]]
             raise ValueError(
-                f"query {queries[first]!r} and document {documents[first]!r} have two scores, {score[first]} and "
-                f"{score[second]} (pairs {first} and {second})"
+                f"query {shown(queries[first])} and document {shown(documents[first])} have two scores, {score[first]} "
+                f"and {score[second]} (pairs {first} and {second}); allowed: one score a pair, so take one of them "
+                "(opengcl data import has --repeated-pairs for it)"
             )
         order = np.delete(order, again)
         self._document, self.scores = document[order], score[order]
@@ -111,13 +127,20 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         L = -1/2 sum_i w_i (log softmax_row(S)_ii + log softmax_col(S)_ii) / sum_i w_i
 
     for ``target="diagonal"`` (arXiv 2404.08535, section 3); the other targets are those of ``opengcl.loss.gcl_loss``.
+    ``diagonal`` is the default because the trainer's columns hold nothing but each pair's own score. What
+    `opengcl.train` does by default, since it knows every judged pair of a batch, is ``target="ranked",
+    direction="query"`` with ``judged``.
     With ``weights="constant"`` and one field this is ``MultipleNegativesSymmetricRankingLoss`` at ``scale = 1 /
     temperature``.
 
     The other targets need to know which pairs off the diagonal are judged. Nothing in a batch says so: give ``judged``
     and use its ``labels`` as the score column. Rows of a batch are kept as they are, so a query or document that is in
     a batch twice counts twice. A row's known pairs are those in ``judged``, whether or not the pair itself is a row of
-    the batch.
+    the batch. A score of 0 or below means judged not relevant: such a row has weight 0, whatever ``weights`` are, and
+    its query and document are negatives for all others; in ``masked`` they stay in the denominators.
+
+    The trainer puts no prompt before a column unless its arguments say so: for a model with prompts give
+    ``prompts=column_prompts(...)`` there, or what is trained is not what ``encode_query`` and ``encode_document`` give.
 
     The temperature is fixed: sentence-transformers optimises a parameter of a loss but leaves it out of checkpoints, so
     a learnt one would start again at every resumption.
@@ -125,9 +148,11 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
     Args:
         model: The model that is trained.
         weights: Weight function as ``opengcl.weights.weight_function`` reads it: ``"exponential"``, ``"linear"``,
-            ``"exponential:decay=10"``, ``"package.module:function"``, ...
-        score_range: Lowest and highest possible score; they become 1 and 100 before the weight function.
-        target: ``diagonal``, ``masked``, ``full``, ``full_row`` or ``ranked``.
+            ``"exponential:decay=10"``, ``"package.module:function"``, ...; or a function of an array of scores in [1,
+            100].
+        score_range: Lowest and highest possible score; they become 1 and 100 before the weight function. A lowest score
+            below 0 counts as 0.
+        target: ``diagonal``, or with ``judged`` ``masked``, ``full``, ``full_row`` or ``ranked``.
         temperature: Above 0.
         fields: Field weights in the order of the document columns; the names are for the reader and the model card,
             since the trainer passes columns on without names. Equal weights by default.
@@ -150,7 +175,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         self,
         model: SentenceTransformer,
         *,
-        weights: str = "exponential",
+        weights: str | WeightFunction = "exponential",
         score_range: tuple[float, float] = (1.0, 100.0),
         target: Target = "diagonal",
         temperature: float = 0.07,
@@ -163,7 +188,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         super().__init__()
         _check_options(model, target, direction, temperature, score_range, judged, mini_batch_size)
         self.model = model
-        self.weights, self._weigh = weights, weight_function(weights)
+        self.weights, self._weigh = weights_name(weights), weight_function(weights)
         self.score_range, self.target, self.temperature = score_range, target, temperature
         self.fields = None if fields is None else check_fields(fields)
         self.judged = judged
@@ -172,6 +197,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         self.direction = direction
         # sentence-transformers asks the instance: MatryoshkaLoss treats cached losses in another way.
         self.uses_gradient_cache = mini_batch_size is not None
+        self._prompts_checked = False
         self._judged_weights = np.zeros(0) if judged is None else self._weights_of(judged.scores, "judged pair")
 
     def forward(self, sentence_features: Iterable[dict[str, Any]], labels: Tensor | None) -> Float[Tensor, ""]:
@@ -188,6 +214,11 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
                 f"the data set needs a query column and {wanted} document column(s) beside the score; the loss got "
                 f"{len(features)} column(s) in all"
             )
+        if not self._prompts_checked:
+            self._prompts_checked = True
+            # Under several processes the trainer puts the model wrapped into the loss.
+            wrapped = isinstance(self.model, nn.parallel.DistributedDataParallel | nn.DataParallel)
+            _warn_of_missing_prompts(self.model.module if wrapped else self.model, features)
         if self.mini_batch_size is not None:
             cached: Tensor = CachedLossMixin.forward_cached(self, features, labels)
             return cached
@@ -244,7 +275,9 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
             queries, documents = gather_rows(queries, total), gather_rows(documents, total)
             labels = gather_rows(labels.to(queries.device), total)
         weights = self._weight_matrix(labels.cpu().numpy())
-        return gcl_loss(
+        if not _teaches(weights, self.target):
+            return 0.0 * (queries.sum() + documents.sum())
+        return contrastive_loss(
             queries, documents, weights, 1.0 / self.temperature, target=self.target, direction=self.direction
         )
 
@@ -275,7 +308,7 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         return labels.detach().reshape(rows, -1)
 
     def _weight_matrix(self, labels: Float[np.ndarray, "rows columns"]) -> Tensor:
-        """Weights of the diagonal, (rows,), or of all judged pairs, sparse (rows, rows)."""
+        """Weights of the diagonal, (rows,), or of all pairs that are judged relevant, sparse (rows, rows)."""
         if self.target == "diagonal" or self.judged is None:
             return torch.from_numpy(self._weights_of(labels[:, 0], "row"))
         queries, documents = labels[:, 1].astype(np.int64), labels[:, 2].astype(np.int64)
@@ -288,6 +321,8 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
         own[row[row == column]] = True
         if not own.all():
             _refuse_row(int(own.argmin()), labels)
+        relevant = self.judged.scores[position] > 0
+        row, column, position = row[relevant], column[relevant], position[relevant]
         return torch.sparse_coo_tensor(
             torch.from_numpy(np.stack([row, column])),
             torch.from_numpy(self._judged_weights[position]),
@@ -303,7 +338,35 @@ class GCLLoss(CachedLossMixin, nn.Module):  # type: ignore[misc]
             at = int(inside.argmin())
             raise ValueError(f"{what} {at} has score {scores[at]}; score_range is [{low}, {high}]")
         clipped = np.clip(scores.astype(np.float64), low, high)
-        return self._weigh(scale_scores(clipped, np.zeros(len(clipped), dtype=np.int64), low=low, high=high))
+        return pair_weights(clipped, np.zeros(len(clipped), dtype=np.int64), self._weigh, low=low, high=high)
+
+
+Judged = Mapping[str, Mapping[str, float] | Collection[str]]
+"""What is judged for each query: ``{document id: relevance}``, or the ids of the relevant documents."""
+
+
+def column_prompts(model: SentenceTransformer, query: str, documents: Sequence[str]) -> dict[str, str]:
+    """The model's own prompts by column, for ``SentenceTransformerTrainingArguments(prompts=...)``.
+
+    With them the trainer's columns are what ``encode_query`` and ``encode_document`` make of the same texts. A prompt
+    goes before texts alone, so columns of images may be named too.
+
+    Args:
+        model: Whose prompts.
+        query: Name of the query column.
+        documents: Names of the document columns.
+
+    Returns:
+        Column -> prompt; columns without a prompt are left out.
+
+    Raises:
+        ValueError: A column is named twice.
+    """
+    columns = [query, *documents]
+    if len(set(columns)) < len(columns):
+        raise ValueError(f"found columns {', '.join(columns)}; allowed: each column once")
+    found = {column: prompt_of(model, side) for column, side in zip(columns, _sides(len(columns)), strict=True)}
+    return {column: prompt for column, prompt in found.items() if prompt}
 
 
 class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
@@ -312,8 +375,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
     Every judged query searches the whole corpus by cosine, exactly (``opengcl.search.exact_top_k``; equal scores in
     corpus order), and ``opengcl.metrics`` scores the first ``k`` documents. ``InformationRetrievalEvaluator`` knows
     only relevant and not; here relevance is a float: NDCG, ERR and RBP use it as a gain, the others count a document
-    above 0 as relevant. A judged query with nothing relevant among its results, or nothing relevant at all, counts as
-    0.
+    above 0 as relevant, and below 0 it counts as 0. A judged query with nothing relevant among its results, or nothing
+    relevant at all, counts as 0.
 
     Returns, on a call, ``{name_metric: mean over the judged queries}``; with an output path it appends a row to
     ``Graded-Retrieval_evaluation_<name>_results.csv``. The primary metric is the first of ``metrics``.
@@ -322,41 +385,66 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         queries: Text or PIL image of every query id. Queries without a judgment are left out.
         corpus: Text, PIL image, or ``{field: text or image}`` of every document id. A field that is missing, None or a
             blank text is left out of that document's fused vector.
-        qrels: ``{query id: {document id: relevance}}``, relevance finite and at least 0; a pair not named is 0.
+        qrels: ``{query id: {document id: relevance}}``, relevance finite; a pair not named is 0. Or ``{query id:
+            {document id, ...}}``, a set or list, all of them of relevance 1. A query with none is left out.
+        relevant_docs: The same under ``InformationRetrievalEvaluator``'s name; give one of the two.
         name: Goes before each metric's name.
-        metrics: Names as ``opengcl.metrics.compute`` takes them.
+        metrics: Names as ``opengcl.metrics.compute`` takes them; ``opengcl.metrics.DEFAULT_METRICS`` by default.
+        ndcg_at_k: Cutoffs, with what follows instead of ``metrics``, as ``InformationRetrievalEvaluator`` has them; the
+            largest of these is the primary metric.
+        mrr_at_k: Cutoffs of MRR.
+        accuracy_at_k: Cutoffs of ``success``, the share of the queries that find something relevant.
+        precision_recall_at_k: Cutoffs of precision and recall.
+        map_at_k: Cutoffs of MAP.
         k: Documents retrieved for a query. Metrics without a cutoff see these k ranks.
         fields: Weights of the documents' fields; equal by default.
         batch_size: Texts or images encoded at a time.
-        query_prompt: Put before each query; None for the model's own prompt, if it has one.
-        corpus_prompt: The same for documents.
+        query_prompt: Put before each query that is a text; None for the model's own prompt, empty for none.
+        corpus_prompt: The same for the texts of documents.
+        query_prompt_name: One of the model's prompts instead, by its name.
+        corpus_prompt_name: The same for documents.
+        corpus_chunk_size: Changes nothing; it is there so that arguments written for ``InformationRetrievalEvaluator``
+            can stay. Search compares all documents in pieces of its own.
         show_progress_bar: Show the encoding's progress.
         write_csv: Write the file described above.
 
     Raises:
-        ValueError: Ids in ``qrels`` that ``queries`` or ``corpus`` lack, a relevance that is negative or not finite, no
-            judged query, a document without any field, a field that ``fields`` does not name, an unknown metric, or a
-            metric whose cutoff is above ``k``.
+        ValueError: Ids in ``qrels`` that ``queries`` or ``corpus`` lack, a relevance that is no finite number, no
+            judged query, a query or document that is neither text nor image, a document without any field, a field
+            that ``fields`` does not name, an unknown metric, a metric whose cutoff is above ``k``, or a prompt's name
+            that the model does not have.
     """
 
     def __init__(
         self,
         queries: Mapping[str, str | Image],
         corpus: Mapping[str, str | Image | Mapping[str, str | Image | None]],
-        qrels: Mapping[str, Mapping[str, float]],
+        qrels: Judged | None = None,
         *,
+        relevant_docs: Judged | None = None,
         name: str = "",
-        metrics: Sequence[str] = ranking_metrics.DEFAULT_METRICS,
+        metrics: Sequence[str] | None = None,
+        ndcg_at_k: Sequence[int] = (),
+        mrr_at_k: Sequence[int] = (),
+        accuracy_at_k: Sequence[int] = (),
+        precision_recall_at_k: Sequence[int] = (),
+        map_at_k: Sequence[int] = (),
         k: int = 1000,
         fields: Mapping[str, float] | None = None,
         batch_size: int = 32,
         query_prompt: str | None = None,
+        query_prompt_name: str | None = None,
         corpus_prompt: str | None = None,
+        corpus_prompt_name: str | None = None,
+        corpus_chunk_size: int | None = None,
         show_progress_bar: bool = False,
         write_csv: bool = True,
     ) -> None:
         super().__init__()
+        cutoffs = {"ndcg": ndcg_at_k, "mrr": mrr_at_k, "success": accuracy_at_k, "precision": precision_recall_at_k}
+        metrics = _chosen_metrics(metrics, {**cutoffs, "recall": precision_recall_at_k, "map": map_at_k})
         _check_metrics(metrics, k)
+        qrels = _graded(qrels, relevant_docs)
         _check_qrels(queries, corpus, qrels)
         self.name, self.metrics, self.k = name, tuple(metrics), k
         self.query_ids = [query for query, judged in qrels.items() if judged]
@@ -368,6 +456,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         self._relevance = [np.array(list(qrels[query].values()), dtype=np.float64) for query in self.query_ids]
         self.batch_size, self.show_progress_bar, self.write_csv = batch_size, show_progress_bar, write_csv
         self.query_prompt, self.corpus_prompt = query_prompt, corpus_prompt
+        self.query_prompt_name, self.corpus_prompt_name = query_prompt_name, corpus_prompt_name
+        self.corpus_chunk_size = corpus_chunk_size
         self.primary_metric = self.metrics[0]
         self.csv_file = f"Graded-Retrieval_evaluation{'_' + name if name else ''}_results.csv"
         self.csv_headers = ["epoch", "steps", *self.metrics]
@@ -398,7 +488,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
 
     def per_query(self, model: SentenceTransformer) -> dict[str, Float[np.ndarray, " queries"]]:
         """Each metric's value for each query of ``query_ids``: what a paired test between two models needs."""
-        queries = _encode(model.encode_query, self._queries, self.query_prompt, self.batch_size, self.show_progress_bar)
+        prompt = _named_prompt(model, self.query_prompt, self.query_prompt_name)
+        queries = _encode(model.encode_query, self._queries, prompt, self.batch_size, self.show_progress_bar)
         documents = self._encode_corpus(model)
         _, rows = exact_top_k(
             F.normalize(queries, dim=-1).numpy(), documents.numpy(), self.k, device=torch.device(model.device)
@@ -419,12 +510,14 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         if len(self.fields) > 1:
             config["fields"] = self.fields
         prompts = {"query_prompt": self.query_prompt, "corpus_prompt": self.corpus_prompt}
+        prompts |= {"query_prompt_name": self.query_prompt_name, "corpus_prompt_name": self.corpus_prompt_name}
         return config | {key: prompt for key, prompt in prompts.items() if prompt is not None}
 
     def _encode_corpus(self, model: SentenceTransformer) -> Float[Tensor, "documents d"]:
         columns, present = [], torch.zeros(len(self._documents), self._corpus_size, dtype=torch.bool)
+        prompt = _named_prompt(model, self.corpus_prompt, self.corpus_prompt_name)
         for number, (rows, values) in enumerate(self._documents.values()):
-            found = _encode(model.encode_document, values, self.corpus_prompt, self.batch_size, self.show_progress_bar)
+            found = _encode(model.encode_document, values, prompt, self.batch_size, self.show_progress_bar)
             column = torch.zeros(self._corpus_size, found.shape[1])
             column[rows] = F.normalize(found, dim=-1)
             columns.append(column)
@@ -489,6 +582,14 @@ def _ranges(
     return group, np.arange(len(group)) - before[group] + starts[group]
 
 
+def _teaches(weights: Tensor, target: Target) -> bool:
+    """Whether any pair that the target uses has a weight; a batch may hold nothing but pairs judged not relevant."""
+    if weights.layout != torch.sparse_coo:
+        return bool((weights > 0).any())
+    (row, column), values = weights._indices(), weights._values()
+    return bool((values[row == column] > 0).any() if target == "masked" else (values > 0).any())
+
+
 def _refuse_row(row: int, labels: np.ndarray) -> None:
     raise ValueError(
         f"row {row} of the batch is (query number, document number) {labels[row, 1:].tolist()}, which is no pair of "
@@ -510,6 +611,32 @@ def _rows_of_all_ranks(rows: Tensor) -> int:
     return sum(held)
 
 
+def _chosen_metrics(metrics: Sequence[str] | None, cutoffs: Mapping[str, Sequence[int]]) -> Sequence[str]:
+    """The metrics' names, from names or from cutoffs, NDCG's largest first."""
+    named = [f"{name}@{k}" for name, ks in cutoffs.items() for k in sorted(ks, reverse=name == "ndcg")]
+    if named and metrics is not None:
+        raise ValueError(
+            f"found metrics {', '.join(metrics)} and cutoffs for {', '.join(named)}; allowed: one of the two"
+        )
+    return named or (ranking_metrics.DEFAULT_METRICS if metrics is None else metrics)
+
+
+def _graded(qrels: Judged | None, relevant_docs: Judged | None) -> dict[str, Mapping[str, float]]:
+    """Each query's judgments as relevance by document id."""
+    given = qrels if relevant_docs is None else relevant_docs
+    if given is None or (qrels is not None and relevant_docs is not None):
+        raise ValueError("give the judgments once, as qrels or as relevant_docs")
+    found: dict[str, Mapping[str, float]] = {}
+    for query, documents in given.items():
+        if isinstance(documents, str | bytes) or not isinstance(documents, Mapping | Collection):
+            raise ValueError(
+                f"the judgments of query {shown(query)} are {shown(documents)}; allowed: {{document id: relevance}}, "
+                "or a set or list of the ids of its relevant documents"
+            )
+        found[query] = documents if isinstance(documents, Mapping) else dict.fromkeys(documents, 1.0)
+    return found
+
+
 def _check_metrics(metrics: Sequence[str], k: int) -> None:
     if not metrics:
         raise ValueError("no metric is named")
@@ -522,29 +649,29 @@ def _check_metrics(metrics: Sequence[str], k: int) -> None:
         raise ValueError(f"k is {k}; it must be at least 1")
 
 
-def _check_qrels(
-    queries: Mapping[str, Any], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, float]]
-) -> None:
-    judged = {document for documents in qrels.values() for document in documents}
-    for what, unknown in (("queries", set(qrels) - set(queries)), ("corpus", judged - set(corpus))):
+def _check_qrels(queries: Mapping[str, Any], corpus: Mapping[str, Any], qrels: Mapping[str, Mapping[str, Any]]) -> None:
+    judged = {document: query for query, documents in qrels.items() for document in documents}
+    for what, unknown in (("queries", set(qrels) - set(queries)), ("corpus", set(judged) - set(corpus))):
         if unknown:
-            shown = ", ".join(map(repr, sorted(unknown)[:5]))
-            raise ValueError(
-                f"qrels name {len(unknown)} id(s) that {what} lacks: {shown}{', ...' * (len(unknown) > 5)}"
-            )
+            ids = sorted(unknown, key=str)[:5]
+            owner = f" (the first is judged for query {shown(judged[ids[0]])})" if what == "corpus" else ""
+            listed = f"{', '.join(map(shown, ids))}{', ...' * (len(unknown) > 5)}"
+            raise ValueError(f"qrels name {len(unknown)} id(s) that {what} lacks: {listed}{owner}")
     if not judged:
         raise ValueError("qrels hold no judgment")
     for query, documents in qrels.items():
+        if not isinstance(queries[query], str | Image):
+            raise ValueError(f"query {shown(query)} is {shown(queries[query])}; allowed: a text or an image")
         for document, relevance in documents.items():
-            if not 0 <= relevance < float("inf"):
+            if not isinstance(relevance, Real) or not np.isfinite(float(relevance)):
                 raise ValueError(
-                    f"the relevance of document {document!r} for query {query!r} is {relevance}; it must be finite and "
-                    "at least 0"
+                    f"the relevance of document {shown(document)} for query {shown(query)} is {shown(relevance)}; "
+                    "allowed: a finite number, where 0 or below means not relevant"
                 )
 
 
 def _by_field(
-    corpus: Mapping[str, str | Image | Mapping[str, str | Image | None]], fields: Mapping[str, float] | None
+    corpus: Mapping[str, Any], fields: Mapping[str, float] | None
 ) -> tuple[dict[str, tuple[list[int], list[str | Image]]], dict[str, float]]:
     """For each field the documents that have it and their values; and the fields' weights."""
     found: dict[str, tuple[list[int], list[str | Image]]] = {}
@@ -556,10 +683,13 @@ def _by_field(
             if value is not None and not (isinstance(value, str) and not value.strip())
         }
         if not present:
-            raise ValueError(f"document {document!r} has no field with a value")
+            raise ValueError(f"document {shown(document)} has no field with a value")
         for field, value in present.items():
+            if not isinstance(value, str | Image):
+                where = f"document {shown(document)}, field {shown(field)}"
+                raise ValueError(f"{where}: found {shown(value)}; allowed: a text or an image")
             if fields is not None and field not in fields:
-                raise ValueError(f"document {document!r} has field {field!r}; fields names {', '.join(fields)}")
+                raise ValueError(f"document {shown(document)} has field {field!r}; fields names {', '.join(fields)}")
             rows, contents = found.setdefault(field, ([], []))
             rows.append(row)
             contents.append(value)
@@ -567,11 +697,58 @@ def _by_field(
     return found, {field: weights[field] for field in found}
 
 
+def _named_prompt(model: SentenceTransformer, prompt: str | None, name: str | None) -> str | None:
+    """A prompt as it is given, or by its name in the model."""
+    if prompt is not None or name is None:
+        return prompt
+    if name not in model.prompts:
+        raise ValueError(f"the model has no prompt {name!r}; it has: {', '.join(model.prompts) or 'none'}")
+    return str(model.prompts[name])
+
+
 def _encode(
     encode: Any, values: list[str | Image], prompt: str | None, batch_size: int, progress: bool
 ) -> Float[Tensor, "values d"]:
-    """float32 vectors on the CPU."""
-    vectors: Tensor = encode(
-        values, prompt=prompt, batch_size=batch_size, show_progress_bar=progress, convert_to_tensor=True
-    )
-    return vectors.detach().to("cpu", torch.float32)
+    """float32 vectors on the CPU; texts behind their prompt, images without one."""
+    texts = [row for row, value in enumerate(values) if isinstance(value, str)]
+    images = [row for row, value in enumerate(values) if not isinstance(value, str)]
+    inputs = [only_text(value) if isinstance(value, str) else value for value in values]
+    order, made = [], []
+    with progress_bar(total=len(values), desc="encoding", unit="row", show=progress) as bar:
+        for rows, before in ((texts, prompt), (images, "")):
+            for start in range(0, len(rows), _BLOCKS * batch_size):
+                block = rows[start : start + _BLOCKS * batch_size]
+                vectors: Tensor = encode(
+                    [inputs[row] for row in block],
+                    prompt=before,
+                    batch_size=batch_size,
+                    show_progress_bar=False,
+                    convert_to_tensor=True,
+                )
+                order += block
+                made.append(vectors.detach().to("cpu", torch.float32))
+                bar.update(len(block))
+    found = torch.cat(made)
+    return torch.empty_like(found).index_copy_(0, torch.tensor(order), found)
+
+
+def _sides(columns: int) -> list[Side]:
+    """The first column is the query; all others are fields of the document."""
+    return [SIDES[min(column, 1)] for column in range(columns)]
+
+
+def _warn_of_missing_prompts(model: SentenceTransformer, features: Sequence[Mapping[str, Any]]) -> None:
+    """Columns of texts that came without the prompt that the model's own encoding puts before them."""
+    model = getattr(model, "module", model)  # as several processes wrap it
+    for column, side in zip(features, _sides(len(features)), strict=True):
+        prompt = prompt_of(model, side)
+        # Only a Transformer says how long a prompt was; what other modules made cannot be told.
+        if prompt and isinstance(model[0], Transformer) and "input_ids" in column and "prompt_length" not in column:
+            logger.warning(
+                "the model has the %s prompt %s, but the trainer puts none before its columns: give "
+                "SentenceTransformerTrainingArguments(prompts=opengcl.sbert.column_prompts(model, 'query', ['title', "
+                "...])), or empty the model's prompts; otherwise it is trained on other inputs than it is used with",
+                side,
+                shown(prompt),
+            )
+            return

@@ -25,9 +25,9 @@ def judged_scores(dataset: RankedDataset, query_row: int) -> dict[int, float]:
 
 
 def ideal_rows(judged: Mapping[int, float], allowed: Int[np.ndarray, " rows"], *, k: int) -> list[int]:
-    """The k best judged documents among the allowed rows, ties in the order of `judged`."""
+    """The k best relevant documents (score above 0) among the allowed rows, ties in the order of `judged`."""
     inside = set(np.intersect1d(np.fromiter(judged, np.int64, len(judged)), allowed).tolist())
-    return sorted((row for row in judged if row in inside), key=lambda row: -judged[row])[:k]
+    return sorted((row for row in judged if row in inside and judged[row] > 0), key=lambda row: -judged[row])[:k]
 
 
 def pick_queries(

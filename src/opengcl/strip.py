@@ -75,10 +75,9 @@ def _draw_row(
 def _draw_score(
     draw: ImageDraw.ImageDraw, score: float | None, dataset: RankedDataset, middle: int, height: int
 ) -> None:
-    low, high = dataset.schema.score_min, dataset.schema.score_max
     colour = UNJUDGED
     if score is not None:
-        share = (score - low) / (high - low)
+        share = dataset.schema.share(score)
         red, green, blue = (round(a + (b - a) * share) for a, b in zip(LOW, HIGH, strict=True))
         colour = (red, green, blue)
     draw.rounded_rectangle((middle - 38, height - 13, middle + 38, height + 13), 8, fill=colour)

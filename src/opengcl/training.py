@@ -21,7 +21,6 @@ import transformers
 from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm.auto import tqdm
 from transformers import ProgressCallback, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback
 
@@ -31,6 +30,8 @@ from opengcl.batches import Batches, DocumentBatches, GroupedBatches, Pairs, Rel
 from opengcl.checkpoints import Checkpoints
 from opengcl.config import TrainConfig
 from opengcl.data import RankedDataset
+from opengcl.data.problems import NO_FIELD, not_relevant_note
+from opengcl.devices import check_training_device
 from opengcl.distributed import join_ranks, rank, slice_of_rank, wait_for_ranks, world_size
 from opengcl.encode import fit_fill_in, inputs_for
 from opengcl.encoders import make_encoder
@@ -41,6 +42,8 @@ from opengcl.lora import add_adapters, backbones, merge_adapters
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.objective import Batch, RankingObjective, read_target, relation_tensors
 from opengcl.per_query import by_fields_path
+from opengcl.progress import progress_bar
+from opengcl.prompts import Side, described, settle_prompts
 from opengcl.report import write_report
 from opengcl.run_identity import TrainError
 from opengcl.weights import weight_function
@@ -75,8 +78,10 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         TrainError: The folder holds a run and ``resume`` was not asked, or another process trains there, or settings or
             data differ on resume, or the disk is full or read-only, or the loss stopped being finite.
         CheckpointError: A file of the checkpoint to go on from, or of the best one, is not what was written.
+        DeviceError: The machine lacks the device, or its arithmetic.
         ValueError: Settings that do not fit the data set or the model.
     """
+    check_training_device(config.device, config.precision)
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0
@@ -87,13 +92,16 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         _check_unseen(dataset, judged)
     for opened in (dataset, judged):
         _check_skipped(opened, config.max_unreadable)
+        _tell_lost_scores(opened)
     objective = build_objective(config, dataset)
     inputs = _inputs(objective.model, dataset, config)
     judged_inputs = inputs if judged is dataset else _inputs(objective.model, judged, config)
+    if shown and (told := described(objective.model.prompts)):
+        logger.info("%s", told)
     with contextlib.ExitStack() as held:
         held.enter_context(_told_what_the_disk_said(out))
         if rank() == 0:
-            _claim(out, config, dataset, judged, resume, held)
+            _claim(out, config, dataset, judged, objective.model.prompts, resume, held)
         wait_for_ranks()
         if not (out / ENDED).is_file():
             _train(config, objective, (dataset, inputs), (judged, judged_inputs), progress=progress)
@@ -145,6 +153,7 @@ def build_objective(config: TrainConfig, dataset: RankedDataset) -> RankingObjec
         ValueError: A field, model or option that does not fit; the message says which.
     """
     encoder = make_encoder(config.model, dataset, seed=config.seed, dim=config.dim)
+    settle_prompts(encoder, query=config.query_prompt, document=config.document_prompt)
     mix = FieldMix.choose(encoder, dataset.schema, config.query_fields, config.fields)
     if config.lora_rank is not None:
         add_adapters(encoder, config.lora_rank, seed=config.seed)
@@ -361,7 +370,9 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
     def on_train_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: Any) -> None:
         self.shown: dict[str, str] = {}
         if state.is_world_process_zero:
-            self.training_bar = tqdm(total=state.max_steps, initial=state.global_step, desc="training", unit="step")
+            self.training_bar = progress_bar(
+                total=state.max_steps, done=state.global_step, desc="training", unit="step", show=True
+            )
         self.current_step = state.global_step
 
     def on_log(
@@ -370,7 +381,7 @@ class _Bar(ProgressCallback):  # type: ignore[misc]
         names = {"loss": "loss", BEST: "dev ndcg@10"}
         self.shown |= {shown: f"{float(logs[name]):.3f}" for name, shown in names.items() if name in (logs or {})}
         if self.training_bar is not None:
-            self.training_bar.set_postfix(self.shown)
+            self.training_bar.note(self.shown)
 
 
 class _Intervals(TrainerCallback):  # type: ignore[misc]
@@ -401,20 +412,29 @@ def _check_unseen(dataset: RankedDataset, judged: RankedDataset) -> None:
 
 
 def _inputs(model: BiEncoder, dataset: RankedDataset, config: TrainConfig) -> tuple[Inputs, Inputs]:
-    limit = config.max_unreadable
-    queries = inputs_for(model, dataset.queries, "query", max_unreadable=limit)
-    return queries, inputs_for(model, dataset.documents, "document", max_unreadable=limit)
+    options: dict[str, Any] = {"strict": config.strict, "max_unreadable": config.max_unreadable}
+    queries = inputs_for(model, dataset.queries, "query", **options)
+    return queries, inputs_for(model, dataset.documents, "document", **options)
 
 
 def _check_skipped(dataset: RankedDataset, limit: float) -> None:
-    """Few rows may have been skipped or changed when the data set was opened (``strict: false``)."""
+    """Few rows may have been skipped or changed when the data set was opened (``strict: false``).
+
+    Those that only lack every field are left out like others that a model cannot read, whatever their share.
+    """
     for records in (dataset.queries, dataset.documents):
         for problem in dataset.problems:
             share = problem.count / (len(records) + problem.count)
-            if problem.file == records.file and share > limit:
+            if problem.file == records.file and problem.kind != NO_FIELD and share > limit:
                 raise TrainError(
                     f"{dataset.path}: {problem}. Found: a share of {share:.3g}; allowed: {limit:g} (max_unreadable)"
                 )
+
+
+def _tell_lost_scores(dataset: RankedDataset) -> None:
+    """Warns where most scores are below 0, which makes negatives of these pairs."""
+    if lost := not_relevant_note(len(dataset.qrels), dataset.qrels.not_relevant()[1]):
+        logger.warning("%s: %s; import again with --score-zero", dataset.path, lost)
 
 
 def _claim(
@@ -422,19 +442,20 @@ def _claim(
     config: TrainConfig,
     dataset: RankedDataset,
     judged: RankedDataset,
+    prompts: dict[Side, str],
     resume: bool,
     held: contextlib.ExitStack,
 ) -> None:
     """The run folder is this run's, and no other process's until ``held`` is closed."""
     data = {"data": dataset} if judged is dataset else {"data": dataset, "evaluation_data": judged}
     if resume:
-        run_identity.check(out, config, data)
+        run_identity.check(out, config, data, prompts)
         if (out / ENDED).is_file():
             logger.warning("%s: this run has ended; nothing to resume", out)
             return
     held.enter_context(run_identity.alone_in(out))
     if not resume:
-        run_identity.begin(out, config, data)
+        run_identity.begin(out, config, data, prompts)
         return
     run_identity.tidy(out)
     kept = Checkpoints(out / _CHECKPOINTS)
@@ -579,6 +600,7 @@ def _finished_model(
         "sentence_transformers": sentence_transformers.__version__,
         "data": {"name": dataset.schema.name, "fingerprint": dataset.fingerprint},
         "settings": settings,
+        "prompts": model.prompts,
         "steps": trainer.state.global_step,
         "best_step": trainer.state.best_global_step,
         "training_seconds": round(seconds, 1),

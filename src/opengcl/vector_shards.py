@@ -21,19 +21,20 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
-from tqdm.auto import tqdm
 
 from opengcl.data import RankedDataset, Records
-from opengcl.encode import encode, inputs_for
+from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import VectorType
 from opengcl.index.vectors import shorten, to_int8
 from opengcl.inputs import Inputs
-from opengcl.model import BiEncoder, Side
+from opengcl.model import BiEncoder
+from opengcl.progress import progress_bar
+from opengcl.prompts import Side
 
 ShardFormat = Literal["parquet", "npy"]
 SHARD_FORMATS: tuple[ShardFormat, ...] = get_args(ShardFormat)
-MANIFEST = "vectors.json"
+MANIFEST, LEFT_OUT = "vectors.json", "left_out.json"
 SHARD_ROWS = 16_384
 """Rows of a shard: 32 MB at 512 components."""
 
@@ -50,12 +51,13 @@ class Manifest:
         model: Fingerprint of the model.
         data: Fingerprint of the data set.
         side: ``query`` or ``document``.
-        rows: Of the table, which is as many vectors.
+        rows: Of the table that the model can read, which is as many vectors.
         dimension: Components of a vector.
         dtype: ``float32`` of length 1, or ``int8`` as `opengcl.index.IndexSpec` says.
         shard_rows: Rows of each shard but the last.
         format: ``parquet``: ``part-00000.parquet`` with the columns of ids (``query_id`` or ``doc_id``) and ``vector``;
             ``npy``: ``part-00000.npy``, and the ids as ``part-00000.json``.
+        left_out: Other rows of the table, which have none of the model's fields; ``left_out.json`` has their ids.
     """
 
     model: str
@@ -66,13 +68,14 @@ class Manifest:
     dtype: VectorType
     shard_rows: int
     format: ShardFormat
+    left_out: int = 0
 
     def shards(self) -> int:
         """Number of shards."""
         return -(-self.rows // self.shard_rows)
 
     def rows_of(self, shard: int) -> range:
-        """Rows of the table that a shard holds."""
+        """Which of the rows a shard holds."""
         return range(shard * self.shard_rows, min((shard + 1) * self.shard_rows, self.rows))
 
     def file(self, folder: Path, shard: int) -> Path:
@@ -136,12 +139,12 @@ def encode_table(job: EncodeJob, *, workers: int = 1, progress: bool = True) -> 
         raise ShardError(f"workers: found {workers}; allowed: 1 or more")
     encoder = _ShardEncoder(job)
     manifest, out = encoder.manifest, Path(job.out)
-    _settle(manifest, out)
+    _settle(manifest, out, encoder.left_out())
     own = range(rank, manifest.shards(), ranks)
     left = [shard for shard in own if not manifest.file(out, shard).is_file()]
     total = sum(len(manifest.rows_of(shard)) for shard in own)
     done = total - sum(len(manifest.rows_of(shard)) for shard in left)
-    with tqdm(total=total, initial=done, desc="encoding", unit="row", disable=not progress or rank > 0) as bar:
+    with progress_bar(total=total, done=done, desc="encoding", unit="row", show=progress and rank == 0) as bar:
         for shard in _in_workers(job, left, workers) if workers > 1 else map(encoder, left):
             bar.update(len(manifest.rows_of(shard)))
     return manifest
@@ -168,6 +171,23 @@ def read_manifest(folder: Path) -> Manifest:
     return manifest
 
 
+def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
+    """Ids of the rows that have no vector.
+
+    Raises:
+        ShardError: The file cannot be read, or has another number of ids than the manifest says.
+    """
+    if manifest.left_out == 0:
+        return []
+    try:
+        ids = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ShardError(f"{folder / LEFT_OUT}: cannot be read: {error}") from error
+    if not isinstance(ids, list) or len(ids) != manifest.left_out or not all(isinstance(one, str) for one in ids):
+        raise ShardError(f"{folder / LEFT_OUT}: required: a list of {manifest.left_out:,} ids")
+    return ids
+
+
 def read_shard(folder: Path, manifest: Manifest, shard: int) -> tuple[list[str], np.ndarray]:
     """Ids and vectors of one shard, the vectors of the manifest's type."""
     file = manifest.file(folder, shard)
@@ -186,7 +206,8 @@ class _ShardEncoder:
         dataset = RankedDataset.open(job.data, strict=job.strict)
         self._model = BiEncoder.load(job.run, device=job.device or _device_of_rank())
         self._records: Records = dataset.queries if job.side == "query" else dataset.documents
-        self._inputs: Inputs = inputs_for(self._model, self._records, job.side)
+        self._inputs: Inputs = inputs_for(self._model, self._records, job.side, strict=job.strict)
+        self._rows = rows_with_fields(self._model, self._records, job.side)
         width = self._model.encoder.get_embedding_dimension() or 0
         if job.dimension is not None and not 1 <= job.dimension <= width:
             raise ShardError(
@@ -196,20 +217,26 @@ class _ShardEncoder:
             model=model_fingerprint(job.run),
             data=dataset.fingerprint,
             side=job.side,
-            rows=len(self._records),
+            rows=len(self._rows),
             dimension=job.dimension or width,
             dtype=job.dtype,
             shard_rows=job.shard_rows,
             format=job.format,
+            left_out=len(self._records) - len(self._rows),
         )
 
     def __call__(self, shard: int) -> int:
-        rows = np.asarray(self.manifest.rows_of(shard))
+        rows = self._rows[np.asarray(self.manifest.rows_of(shard))]
         whole = encode(self._model, self._records, self.job.side, rows, inputs=self._inputs)
         vectors = shorten(whole, self.manifest.dimension)
         kept = to_int8(vectors) if self.job.dtype == "int8" else vectors
         self._write(self.manifest.file(Path(self.job.out), shard), self._records.ids(rows), kept)
         return shard
+
+    def left_out(self) -> list[str]:
+        """Ids of the rows that have no vector."""
+        every = np.arange(len(self._records))
+        return self._records.ids(np.setdiff1d(every, self._rows, assume_unique=True))
 
     def _write(self, file: Path, ids: list[str], vectors: np.ndarray) -> None:
         if self.job.format == "npy":
@@ -235,11 +262,11 @@ def _whole(file: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _settle(manifest: Manifest, out: Path) -> None:
+def _settle(manifest: Manifest, out: Path, left_out: list[str]) -> None:
     """Makes the folder, or makes sure that it is for the same vectors."""
     file = out / MANIFEST
     if file.is_file():
-        there = json.loads(file.read_text(encoding="utf-8"))
+        there = {"left_out": 0, **json.loads(file.read_text(encoding="utf-8"))}
         other = [name for name, value in asdict(manifest).items() if there.get(name) != value]
         if other:
             raise ShardError(f"{out}: holds vectors with another {' and '.join(other)}; choose another folder")
@@ -247,6 +274,9 @@ def _settle(manifest: Manifest, out: Path) -> None:
     if out.is_dir() and any(out.glob("part-*")):
         raise ShardError(f"{out}: holds files of vectors without {MANIFEST}; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
+    if left_out:
+        with _whole(out / LEFT_OUT) as temporary:
+            temporary.write_text(json.dumps(left_out), encoding="utf-8")
     with _whole(file) as temporary:
         temporary.write_text(json.dumps(asdict(manifest), indent=2) + "\n", encoding="utf-8")
 

@@ -1,20 +1,22 @@
 """Ranking score -> weight functions, and the scaling that brings any score into their range.
 
 Every function takes scores s in [1, 100] (rank r = 101 - s) and gives weights >= 0, as in arXiv 2404.08535; ``log``,
-``reciprocal_sqrt``, ``exponential`` and ``piecewise`` are ours.
+``reciprocal_sqrt``, ``exponential`` and ``piecewise`` are ours. A score of 0 or below, before it is scaled, means
+judged not relevant: no function sees it, and its weight is 0 (`pair_weights`).
 """
 
 from __future__ import annotations
 
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import numpy as np
 from jaxtyping import Float, Int
+
+from opengcl.own_functions import imported
 
 Scores = Float[np.ndarray, " pairs"]
 WeightFunction = Callable[[Scores], Scores]
@@ -79,16 +81,19 @@ WEIGHTS: dict[str, Callable[..., Scores]] = {
 }
 
 
-def weight_function(spec: str) -> WeightFunction:
+def weight_function(spec: str | WeightFunction) -> WeightFunction:
     """Read a weight function from its written form.
 
     ``"linear"``; ``"exponential:decay=10"``; ``"piecewise:1=0,50=0.1,100=1"``; or the import path of a Python function,
-    ``"my_shop.weights:margin"``, which gets a float64 array of scores in [1, 100] and returns one weight >= 0 a score.
+    ``"my_shop.weights:margin"`` (of an installed package or of the current folder), or such a function itself. It gets
+    a float64 array of scores in [1, 100] and returns one weight >= 0 a score.
 
     Raises:
         ValueError: The name, option or function is unknown or fails; the message lists what is allowed. Values that the
             function returns are checked at each call.
     """
+    if callable(spec):
+        return _Checked(weights_name(spec), spec)
     name, _, rest = spec.partition(":")
     if name in WEIGHTS:
         options = _options(name, rest)
@@ -101,6 +106,48 @@ def weight_function(spec: str) -> WeightFunction:
     )
 
 
+def weights_name(spec: str | WeightFunction) -> str:
+    """How a weight function is written: a function by its import path."""
+    if isinstance(spec, str):
+        return spec
+    return f"{getattr(spec, '__module__', '')}:{getattr(spec, '__qualname__', type(spec).__qualname__)}"
+
+
+def pair_weights(
+    scores: Scores,
+    queries: Int[np.ndarray, " pairs"],
+    function: WeightFunction,
+    *,
+    by: Scaling = "dataset",
+    low: float,
+    high: float,
+) -> Scores:
+    """The weights of judged pairs: ``function`` of the scaled score, and 0 where the score is 0 or below.
+
+    Args:
+        scores: One score a judged pair, any float dtype; 0 or below means judged not relevant.
+        queries: As for `scale_scores`, like what follows.
+        function: What `weight_function` gives; it sees the other scores alone.
+        by: ``dataset`` or ``query``.
+        low: The lowest possible score.
+        high: The highest possible score.
+
+    Returns:
+        float64 weights >= 0.
+
+    Raises:
+        ValueError: As `scale_scores`.
+    """
+    relevant = np.asarray(scores > 0)
+    scaled = scale_scores(scores, queries, by=by, low=low, high=high)
+    if relevant.all():
+        return function(scaled)
+    weights = np.zeros(len(scores))
+    if relevant.any():
+        weights[relevant] = function(scaled[relevant])
+    return weights
+
+
 def scale_scores(
     scores: Scores,
     queries: Int[np.ndarray, " pairs"],
@@ -109,10 +156,11 @@ def scale_scores(
     low: float,
     high: float,
 ) -> Scores:
-    """Bring scores into [1, 100].
+    """Bring scores into [1, 100]; a score below 0 counts as 0, and so does a ``low`` below 0.
 
     ``dataset``: ``low`` maps to 1 and ``high`` to 100, for every query alike. ``query``: each query's own lowest and
     highest score do; a query whose scores are all equal gets 100 throughout, as nothing tells its documents apart.
+    What becomes of a score of 0 is for `pair_weights` to say.
 
     Args:
         scores: One score a judged pair, any float dtype.
@@ -127,11 +175,15 @@ def scale_scores(
     Raises:
         ValueError: An unknown ``by``, or ``low >= high``.
     """
-    scores = scores.astype(np.float64)
     if by not in SCALINGS:
         raise ValueError(f"score scaling {by!r} is unknown; use one of {', '.join(SCALINGS)}")
     if not low < high:
         raise ValueError(f"the score range is [{low}, {high}]; its lower end must be below its upper end")
+    scores = scores.astype(np.float64)
+    if low < 0:
+        scores, low, high = np.maximum(scores, 0.0), 0.0, max(high, 0.0)
+    if low == high:  # no score can be above 0
+        return np.full(len(scores), LOWEST)
     if by == "dataset":
         return LOWEST + (HIGHEST - LOWEST) * (scores - low) / (high - low)
     if len(scores) == 0:
@@ -169,13 +221,10 @@ def _options(name: str, written: str) -> dict[str, object]:
 
 
 def _import_function(module: str, name: str) -> WeightFunction:
-    try:
-        function = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"weight function {module}:{name} cannot be imported: {error}") from error
+    function = imported("weight function", module, name)
     if not callable(function):
         raise ValueError(f"weight function {module}:{name} is a {type(function).__name__}, not a function")
-    return function
+    return cast(WeightFunction, function)
 
 
 @dataclass(frozen=True)
@@ -186,7 +235,15 @@ class _Checked:
     function: WeightFunction
 
     def __post_init__(self) -> None:
-        self(np.array([LOWEST, 50.0, HIGHEST]))  # a wrong function fails here, not in the first batch
+        tried = np.array([LOWEST, 50.0, HIGHEST])  # a wrong function fails here, not in the first batch
+        try:
+            np.asarray(self.function(tried), dtype=np.float64)
+        except Exception as error:  # whatever the function's own code raises
+            raise ValueError(
+                f"weight function {self.spec!r} fails on the scores {tried.tolist()}: {type(error).__name__}: {error}; "
+                "it gets an array of scores in [1, 100] and returns one weight >= 0 a score"
+            ) from error
+        self(tried)
 
     def __call__(self, scores: Scores) -> Scores:
         weights = np.asarray(self.function(scores), dtype=np.float64)

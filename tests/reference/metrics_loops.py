@@ -49,6 +49,10 @@ def precision(retrieved, _judged, k, threshold=0.0):
     return sum(1 for r in retrieved[:k] if r > threshold) / k
 
 
+def success(retrieved, _judged, k, threshold=0.0):
+    return float(any(relevance > threshold for relevance in retrieved[:k]))
+
+
 def reciprocal_rank(retrieved, _judged, k=None, threshold=0.0):
     for rank, relevance in enumerate(retrieved[:k], start=1):
         if relevance > threshold:

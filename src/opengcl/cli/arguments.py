@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import reprlib
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import typer
-import yaml
+
+from opengcl.plain_yaml import parse_yaml
 
 
 def names(written: str) -> list[str]:
@@ -31,18 +34,29 @@ def columns(option: str, written: str | None) -> dict[str, str] | None:
     return found
 
 
-def settings(written: list[str], form: str = "name=value") -> dict[str, Any]:
-    """``name=value``, each the value of a ``--set``, with the value read as YAML; ``form`` is how messages show one.
+def settings(written: list[str], form: str = "name=value", texts: Collection[str] = ()) -> dict[str, Any]:
+    """``name=value``, each the value of a ``--set``, with the value read as YAML.
+
+    Args:
+        written: What was given.
+        form: How messages show one.
+        texts: Names whose value is a text: it is taken as it is written, but for quotes around it, and ``null``.
 
     Raises:
-        ValueError: There is no equals sign.
+        ValueError: There is no equals sign, no name or no value, or the value is not YAML.
     """
     found = {}
     for part in written:
-        name, equals, value = part.partition("=")
-        if not equals:
-            raise ValueError(f"--set {part!r}: write {form}")
-        found[name.strip().replace("-", "_")] = yaml.safe_load(value)
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not name:
+            raise ValueError(f"--set {reprlib.repr(part)}: write {form}")
+        if not value:
+            way_out = "write null for none, and quotes for an empty text"
+            raise ValueError(f"--set {reprlib.repr(part)}: found no value; {way_out}")
+        if "." not in name:
+            name = name.replace("-", "_")  # as the options are written; behind a dot, a name may be anybody's
+        as_written = name in texts and value != "null" and value[0] not in "'\""
+        found[name] = value if as_written else parse_yaml(value, name=f"--set {reprlib.repr(part)}").content
     return found
 
 

@@ -45,22 +45,50 @@ def import_data(
         str | None,
         typer.Option(help="Column of query ids; without one the text makes the id.", rich_help_panel=_TABLES),
     ] = None,
+    queries_id: Annotated[
+        str | None,
+        typer.Option(help="That column in the table of --queries, if it differs there.", rich_help_panel=_TABLES),
+    ] = None,
     query: Annotated[
         str | None,
         typer.Option(help="Query fields, as query=search_term or query=q,category=cat.", rich_help_panel=_TABLES),
     ] = None,
-    doc_id: Annotated[str | None, typer.Option(help="Column of document ids.", rich_help_panel=_TABLES)] = None,
+    doc_id: Annotated[
+        str | None,
+        typer.Option(help="Column of document ids, or several: locale+product_id.", rich_help_panel=_TABLES),
+    ] = None,
+    documents_id: Annotated[
+        str | None,
+        typer.Option(help="That column in the table of --documents, if it differs there.", rich_help_panel=_TABLES),
+    ] = None,
     fields: Annotated[
-        str | None, typer.Option(help="Text fields of documents, as title=name,brand=brand.", rich_help_panel=_TABLES)
+        str | None,
+        typer.Option(help="Text fields of documents, as title=name,brand=brand, or none.", rich_help_panel=_TABLES),
     ] = None,
     images: Annotated[
         str | None,
-        typer.Option(help="Picture fields: bytes, paths or URLs, as image=picture_url.", rich_help_panel=_TABLES),
+        typer.Option(
+            help="Picture fields: bytes, paths, URLs or lists of them, as image=picture_url, or none.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    join_lists: Annotated[
+        str | None,
+        typer.Option(help="Make one text of a list of texts, with this between them.", rich_help_panel=_TABLES),
     ] = None,
     score: Annotated[str | None, typer.Option(help="Column of scores.", rich_help_panel=_TABLES)] = None,
     position: Annotated[
         str | None,
-        typer.Option(help="Column of result positions, 1 at the top: score 101 - position.", rich_help_panel=_TABLES),
+        typer.Option(
+            help="Column of result positions: the top scores 100, the end of a usual list 1.", rich_help_panel=_TABLES
+        ),
+    ] = None,
+    first_position: Annotated[
+        int | None, typer.Option(help="Position at the top, 0 or 1.", rich_help_panel=_TABLES)
+    ] = None,
+    list_length: Annotated[
+        int | None,
+        typer.Option(help="Position that scores 1; by default as long as usual lists are.", rich_help_panel=_TABLES),
     ] = None,
     label: Annotated[str | None, typer.Option(help="Column of labels, with --gains.", rich_help_panel=_TABLES)] = None,
     gains: Annotated[
@@ -70,7 +98,34 @@ def import_data(
         str | None, typer.Option(help="More columns of documents to keep, with commas.", rich_help_panel=_TABLES)
     ] = None,
     encoding: Annotated[str, typer.Option(help="Of text files: utf-8, cp1252, ...", rich_help_panel=_TABLES)] = "utf-8",
-    delimiter: Annotated[str | None, typer.Option(help="Of CSV files.", rich_help_panel=_TABLES)] = None,
+    delimiter: Annotated[
+        str | None,
+        typer.Option(
+            help="Of CSV and TSV: one character, or comma, tab, semicolon, pipe; found when not given.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    quotes: Annotated[
+        bool | None,
+        typer.Option(
+            "--quotes/--no-quotes",
+            help="Whether double quotes enclose fields of CSV and TSV, or are part of the texts, as inch marks are. By "
+            "default they enclose, and quotes that seem to join rows are refused.",
+            rich_help_panel=_TABLES,
+        ),
+    ] = None,
+    decimal: Annotated[
+        str | None,
+        typer.Option(help="Decimal sign of CSV and TSV: . or , (found when not given).", rich_help_panel=_TABLES),
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(help="Texts that mean a missing value, as NULL,N/A; only empty ones do.", rich_help_panel=_TABLES),
+    ] = None,
+    skip_lines: Annotated[
+        int | None,
+        typer.Option(help="Lines of CSV and TSV before the header; found when not given.", rich_help_panel=_TABLES),
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(help="Folder that picture paths are relative to.", rich_help_panel=_PICTURES),
@@ -91,9 +146,34 @@ def import_data(
         str | None,
         typer.Option(help="A pair with several scores: error, max, mean or first.", rich_help_panel=_ROWS),
     ] = None,
-    score_range: Annotated[
-        str | None, typer.Option(help="Smallest and largest score possible, as 0,5.", rich_help_panel=_ROWS)
+    spelling: Annotated[
+        str | None,
+        typer.Option(
+            help="normalised: queries without ids are one if they differ in case, white space or compatibility forms, "
+            "and ids are trimmed; verbatim: all as they are.",
+            rich_help_panel=_ROWS,
+        ),
     ] = None,
+    max_unmatched: Annotated[
+        float,
+        typer.Option(help="Share of pairs that may name unknown ids, with --bad-rows skip.", rich_help_panel=_ROWS),
+    ] = 0.5,
+    score_range: Annotated[
+        str | None,
+        typer.Option(
+            help="Smallest and largest score possible, as 0,5. Default: what labels' gains or positions say, else from "
+            "0 (the smallest score, where that is below 0) to the largest score.",
+            rich_help_panel=_ROWS,
+        ),
+    ] = None,
+    score_zero: Annotated[
+        float,
+        typer.Option(
+            help="The score that means judged not relevant, taken off every score: 1 for grades 1 to 5 whose 1 is bad, "
+            "or a number below all of a cross-encoder's logits.",
+            rich_help_panel=_ROWS,
+        ),
+    ] = 0.0,
     name: Annotated[str | None, typer.Option(help="Name of the data set.", rich_help_panel=_ROWS)] = None,
     seed: Annotated[int, typer.Option(help="Of the splits.", rich_help_panel=_ROWS)] = 0,
     seen_queries: Annotated[float, typer.Option(help="Share that training sees.", rich_help_panel=_ROWS)] = 0.8,
@@ -117,7 +197,8 @@ def import_data(
 ) -> None:
     """Make a ranked data set of tables, a public benchmark, or a data set on the hub.
 
-    Columns that are not named are guessed from the usual names (query, product_id, title, image, score, position).
+    Columns that are not named are guessed from the usual names (query, product_id, title, image, score, position), and
+    what was guessed or decided is printed.
 
     Examples:
     opengcl data import results.csv --query query=search_term --doc-id sku --position rank --out shop
@@ -127,6 +208,8 @@ def import_data(
     opengcl data import esci/ --format esci --locales us --out esci-us
     """
     from opengcl.data import RankedDataset, SplitOptions
+    from opengcl.data.problems import number_of
+    from opengcl.data.twins import same_queries
     from opengcl.fetch import FetchOptions
     from opengcl.sources.formats import SourceOptions, open_source
     from opengcl.sources.importing import ImportOptions, import_dataset
@@ -134,12 +217,18 @@ def import_data(
     columns = _mapping(
         mapping,
         query_id=query_id,
+        queries_id=queries_id,
         queries=arguments.columns("--query", query),
         doc_id=doc_id,
-        documents=arguments.columns("--fields", fields),
-        images=arguments.columns("--images", images),
+        documents_id=documents_id,
+        documents=_fields("--fields", fields),
+        images=_fields("--images", images),
+        join_lists=join_lists,
+        spelling=spelling,
         score=score,
         position=position,
+        first_position=first_position,
+        list_length=list_length,
         label=label,
         gains=_numbers("--gains", gains),
         keep=tuple(arguments.names(keep)) if keep else None,
@@ -150,6 +239,10 @@ def import_data(
         documents=documents,
         encoding=encoding,
         delimiter=delimiter,
+        quotes=quotes,
+        decimal=decimal,
+        skip_lines=skip_lines,
+        nulls=tuple(arguments.names(null)) if null else (),
         pictures=pictures,
         locales=tuple(arguments.names(locales)),
         small=small,
@@ -164,7 +257,9 @@ def import_data(
         name=name,
         bad_rows=bad_rows,  # type: ignore[arg-type] # checked there
         repeated_pairs=merged,  # type: ignore[arg-type] # checked there
+        max_unmatched=max_unmatched,
         score_range=_range(score_range),
+        score_zero=score_zero,
         image_size=image_size,
         fetch=FetchOptions(concurrency=concurrency, allow_private=allow_private),
         splits=SplitOptions(seed, seen_queries, seen_documents, dev),
@@ -177,8 +272,11 @@ def import_data(
             typer.echo(f"{what.replace('_', ' '):<28}{count:>12,}")
     if imported.counts.get("picture_failures"):
         typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
-    if check:
-        RankedDataset.open(out)
+    if check and (same := same_queries(RankedDataset.open(out).queries)):
+        arguments.say(
+            "note: the text of an earlier query, but for its spelling, has another id in "
+            f"{number_of(same, 'query', 'queries')} (opengcl data check names those on both sides of a split)"
+        )
     typer.echo(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html", err=True)
 
 
@@ -187,6 +285,11 @@ def _mapping(path: Path | None, **given: Any) -> TableMapping:
 
     read = TableMapping.read(path) if path is not None else TableMapping()
     return replace(read, **{name: value for name, value in given.items() if value is not None})
+
+
+def _fields(option: str, written: str | None) -> dict[str, str] | None:
+    """Fields and their columns; ``none`` for none at all, so that none is guessed."""
+    return {} if written is not None and written.strip() == "none" else arguments.columns(option, written)
 
 
 def _numbers(option: str, written: str | None) -> dict[str, float] | None:

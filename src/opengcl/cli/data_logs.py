@@ -18,22 +18,99 @@ _BIAS_NAMES = ("auto", "model", "randomised", "none")
 
 def from_logs(
     log: Annotated[
-        str, typer.Argument(help="Parquet, CSV, TSV or JSON Lines, a row an event: a file, a folder or a pattern.")
+        str,
+        typer.Argument(help="Parquet, CSV, TSV or JSON, a row an event, a result or a list: file, folder or pattern."),
     ],
     documents: Annotated[
         Path, typer.Option(help="The catalogue: a ranked data set's folder, or a table as for the log.")
     ],
     out: Annotated[Path, typer.Option(help="Folder of the data set to make.")],
-    query: Annotated[str, typer.Option(help="Log column of the query's text.")] = "query",
+    query: Annotated[
+        str, typer.Option(help="Log column of the query's text, or a path into one, as a.b.c; so for all columns.")
+    ] = "query",
     document: Annotated[str, typer.Option(help="Log column of the document's id.")] = "doc_id",
-    position: Annotated[str, typer.Option(help="Log column of the position; read for impressions.")] = "position",
+    position: Annotated[
+        str, typer.Option(help="Log column of the position; of impressions, and of others with --imply-impressions.")
+    ] = "position",
     event: Annotated[str, typer.Option("--event-column", help="Log column of the event's name.")] = "event",
     session: Annotated[
-        str, typer.Option(help="Log column of the result list's id, or else the visit's: what a click belongs to.")
+        str,
+        typer.Option(
+            help="Log column of the result list's id, or else the visit's: what a click belongs to; or user+visit."
+        ),
     ] = "session",
+    no_session: Annotated[
+        bool, typer.Option("--no-session", help="Each row of the log is a result list of its own (with --flag).")
+    ] = False,
+    flag: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="KIND=COLUMN, as click=clicked: a row is a result that was shown, and the column says (0 or 1) "
+            "whether it was clicked. May be repeated."
+        ),
+    ] = None,
+    results: Annotated[
+        str | None,
+        typer.Option(help="Log column of lists, a row a result list; several that go in step, with commas."),
+    ] = None,
+    list_order: Annotated[
+        bool, typer.Option("--list-order", help="Positions are the places in the lists of --results.")
+    ] = False,
+    lists: Annotated[
+        str | None,
+        typer.Option(
+            help="What was shown, where the log does not say so: a file, a row a result list with --session, --query "
+            "and --results."
+        ),
+    ] = None,
+    query_text: Annotated[
+        str | None, typer.Option(help="The query of rows without one, or of all where there is no column: a feed.")
+    ] = None,
+    query_from_impressions: Annotated[
+        bool,
+        typer.Option(
+            "--query-from-impressions",
+            help="An event without query has that of the impression of its session and document.",
+        ),
+    ] = False,
+    propensity: Annotated[
+        str | None,
+        typer.Option(
+            help="Log column of the logging policy's probability of showing the result; weighs by its inverse."
+        ),
+    ] = None,
+    propensity_clip: Annotated[float, typer.Option(help="Smallest --propensity that is divided by.")] = 0.001,
+    imply_impressions: Annotated[
+        bool,
+        typer.Option("--imply-impressions", help="An event with a position but no impression implies one there."),
+    ] = False,
+    most_lost: Annotated[
+        float,
+        typer.Option(help="Share of a kind's events that may lack impression, session or the like; more is an error."),
+    ] = 0.05,
+    encoding: Annotated[str, typer.Option(help="Of a log that is text, as cp1252 or utf-16.")] = "utf-8",
+    delimiter: Annotated[
+        str | None,
+        typer.Option(help="Of CSV and TSV: one character, or comma, tab, semicolon, pipe; found when not given."),
+    ] = None,
+    quotes: Annotated[
+        bool | None,
+        typer.Option(
+            "--quotes/--no-quotes",
+            help="Whether double quotes enclose fields of CSV and TSV, or are part of the texts, as inch marks are. By "
+            "default they enclose, and quotes that seem to join rows are refused.",
+        ),
+    ] = None,
+    null: Annotated[
+        str | None,
+        typer.Option(help="Texts of CSV and TSV that mean a missing value, as NULL,N/A; only empty ones do."),
+    ] = None,
+    skip_lines: Annotated[
+        int | None, typer.Option(help="Lines of CSV and TSV before the header; found when not given.")
+    ] = None,
     time: Annotated[
         str | None,
-        typer.Option(help="Log column of the time; needed for --half-life, --repeat-after and --until."),
+        typer.Option(help="Log column of the time; needed for --half-life, --repeat-after, --since and --until."),
     ] = None,
     user: Annotated[str | None, typer.Option(help="Log column of the user, to tell bots by.")] = None,
     randomised: Annotated[
@@ -63,7 +140,9 @@ def from_logs(
         float | None,
         typer.Option(help="Seconds after which the same result in the same session counts anew; never by default."),
     ] = None,
+    time_unit: Annotated[str, typer.Option(help="Of times that are numbers since 1970: s, ms, us or ns.")] = "s",
     half_life: Annotated[float | None, typer.Option(help="Days after which an event counts half.")] = None,
+    since: Annotated[datetime | None, typer.Option(help="Leave out what came earlier.")] = None,
     until: Annotated[datetime | None, typer.Option(help="Leave out what came later; ages count from here.")] = None,
     min_query_impressions: Annotated[float, typer.Option(help="Queries with fewer are left out.")] = 1,
     min_query_clicks: Annotated[float, typer.Option(help="Queries with fewer are left out.")] = 1,
@@ -85,6 +164,13 @@ def from_logs(
     link_clicks: Annotated[
         float, typer.Option(help="Clicks that must link each position with higher ones to tell its bias.")
     ] = 20,
+    no_exposure_prior: Annotated[
+        bool,
+        typer.Option(
+            "--no-exposure-prior",
+            help="Do not expect more of what was shown more, though the log's clicks may bear it out (posterior).",
+        ),
+    ] = False,
     doc_id: Annotated[str | None, typer.Option(help="Catalogue column of the ids; doc_id by default.")] = None,
     fields: Annotated[
         str | None,
@@ -118,6 +204,7 @@ def from_logs(
     from opengcl.clicks import from_logs as run
     from opengcl.clicks.log import KINDS
     from opengcl.clicks.scores import VALUES
+    from opengcl.delimited_text import TextOptions
     from opengcl.fetch import FetchOptions
 
     names = KINDS | _assignments("--event", kind or [])
@@ -129,9 +216,9 @@ def from_logs(
         columns=LogOptions(
             query=query,
             document=document,
-            position=position,
+            position=None if list_order else position,
             event=event,
-            session=session,
+            session=None if no_session else session,
             time=time,
             user=user,
             randomised=randomised,
@@ -141,7 +228,17 @@ def from_logs(
             most_click_rate=most_click_rate,
             repeat_after=repeat_after,
             half_life=half_life,
+            since=since,
             until=until,
+            time_unit=time_unit,
+            flags=_assignments("--flag", flag or []),
+            results=tuple(arguments.names(results or "")),
+            query_text=query_text,
+            query_from_impressions=query_from_impressions,
+            propensity=propensity,
+            propensity_clip=propensity_clip,
+            imply_impressions=imply_impressions,
+            most_lost=most_lost,
         ),
         support=SupportOptions(
             max_position=max_position,
@@ -158,12 +255,16 @@ def from_logs(
             fit_impressions=fit_impressions,
             link_clicks=link_clicks,
             minimum_examinations=min_examinations,
+            exposure_prior=not no_exposure_prior,
         ),
         doc_id=doc_id,
         fields=arguments.names(fields) if fields else None,
         images=arguments.columns("--images", images),
         pictures=PictureOptions(pictures, image_size, FetchOptions(concurrency, allow_private=allow_private)),
         name=name,
+        lists=lists,
+        encoding=encoding,
+        text=TextOptions(delimiter, quotes, skip_lines=skip_lines, nulls=tuple(arguments.names(null)) if null else ()),
         memory=memory,
         threads=threads,
     )

@@ -26,21 +26,27 @@ def check(
 ) -> None:
     """Read every row, decode every picture, and tell all that is wrong.
 
+    Queries on both sides of a division are a problem too; near duplicates there, and scores that use little of their
+    range, are notes.
+
     Exit code: 0 without problems, 1 with some, 2 if the data set cannot be used at all.
 
     Example: opengcl data check shop
     """
     from opengcl.data.check import check_dataset
-    from opengcl.data.problems import EXAMPLES
+    from opengcl.data.problems import EXAMPLES, number_of
 
     found = check_dataset(folder, examples=_EVERY if every else EXAMPLES)
     if as_json:
-        typer.echo(json.dumps({**found.counts, "problems": [asdict(one) for one in found.problems]}, indent=2))
+        problems = [asdict(one) for one in found.problems]
+        typer.echo(json.dumps({**found.counts, "problems": problems, "remarks": found.remarks}, indent=2))
     else:
         _print_counts(found.counts)
         for problem in found.problems:
             typer.echo(problem)
-        typer.echo(_number_of(found.problems))
+        for remark in found.remarks:
+            typer.echo(f"note: {remark}")
+        typer.echo(_number_of(found.problems) + (f", {number_of(len(found.remarks), 'note')}" if found.remarks else ""))
     if found.problems:
         raise typer.Exit(1)
 
@@ -128,6 +134,8 @@ def _print_counts(counts: dict[str, Any]) -> None:
     for name in ("queries", "documents", "pairs"):
         missing = counts["missing"].get(name, {})
         without = ", ".join(f"{rows:,} without {field}" for field, rows in missing.items() if rows)
+        if name == "pairs" and counts["not_relevant"]:
+            without = f"{counts['not_relevant']:,} judged not relevant: a score of 0 or below"
         typer.echo(f"{name:<16}{counts[name]:>12,}{f'  ({without})' if without else ''}")
     for split, row in counts["splits"].items():
         typer.echo(

@@ -226,4 +226,5 @@ def encode(
         strict=strict,
     )
     manifest = encode_table(job, workers=workers)
-    typer.echo(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}", err=True)
+    left_out = f"; {manifest.left_out:,} rows are left out (left_out.json)" if manifest.left_out else ""
+    typer.echo(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}", err=True)

@@ -35,12 +35,18 @@ Fields = Annotated[
     str | None, typer.Option(help="Document fields and their weights, as image=0.9,title=0.1. Default: all, equally.")
 ]
 QueryFields = Annotated[str | None, typer.Option(help="Query fields and their weights.")]
+QueryPrompt = Annotated[
+    str | None, typer.Option(help="What goes before each query; the model's own prompt by default, '' for none.")
+]
+DocumentPrompt = Annotated[
+    str | None, typer.Option(help="What goes before each text of a document; the model's own by default, '' for none.")
+]
 Device = Annotated[str | None, typer.Option(help="cpu or cuda; the best there is by default.")]
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Run folder to make.")],
+    out: Annotated[Path | None, typer.Option(help="Run folder to make; needed here or in --config.")] = None,
     data: Annotated[Path | None, typer.Option(help="Folder of the ranked data set.")] = None,
     model: Annotated[
         str | None,
@@ -51,11 +57,14 @@ def train(
     config: Annotated[Path | None, typer.Option(help="YAML file of settings; options given here win.")] = None,
     fields: Fields = None,
     query_fields: QueryFields = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
     weights: Annotated[
         str | None,
         typer.Option(
             help="Score to weight: constant, linear, reciprocal, reciprocal_sqrt, log, exponential[:decay=20], "
-            "piecewise:SCORE=WEIGHT,..., or package.module:function."
+            "piecewise:SCORE=WEIGHT,..., or package.module:function (installed, or in the current folder). A score of "
+            "0 or below has no weight. Default: exponential."
         ),
     ] = None,
     target: Annotated[
@@ -63,7 +72,8 @@ def train(
         typer.Option(
             "--target",
             "--targets",
-            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name.",
+            help="Form of the loss: diagonal, masked, full, full_row, ranked, or package.module:name (installed, or in "
+            "the current folder). Default: ranked, since training knows every judged pair of a batch.",
         ),
     ] = None,
     combine: Annotated[str | None, typer.Option(help="Fields in the loss: mean, pairwise or both.")] = None,
@@ -98,16 +108,18 @@ def train(
 
     Example: opengcl train --data shop --model tiny --out runs/gcl --fields image=0.9,title=0.1
     """
-    from opengcl.config import load_config
+    from opengcl.config import TEXT_SETTINGS, load_config
     from opengcl.distributed import leave_ranks, rank
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
         "data": arguments.text(data),
         "model": model,
-        "out": str(out),
+        "out": arguments.text(out),
         "fields": fields,
         "query_fields": query_fields,
+        "query_prompt": query_prompt,
+        "document_prompt": document_prompt,
         "weights": weights,
         "target": target,
         "combine": combine,
@@ -122,11 +134,12 @@ def train(
         "lora_rank": lora_rank,
         "workers": workers,
         "device": device,
-        **arguments.settings(setting or []),
     }
-    if config is None and resume and (out / "config.yaml").is_file():
+    if config is None and resume and out is not None and (out / "config.yaml").is_file():
         config = out / "config.yaml"
-    run(load_config(config, given), resume=resume, baseline=baseline)
+    settings = load_config(config, given, arguments.settings(setting or [], texts=TEXT_SETTINGS))
+    out = Path(settings.out)
+    run(settings, resume=resume, baseline=baseline)
     first = rank() == 0
     leave_ranks()
     if not first:
@@ -156,6 +169,8 @@ def evaluate(
     ] = None,
     fields: Fields = None,
     query_fields: QueryFields = None,
+    query_prompt: QueryPrompt = None,
+    document_prompt: DocumentPrompt = None,
     missing_fields: Annotated[
         str | None,
         typer.Option(help="fill_in or leave_out what documents lack; default as the model was saved, else fill_in."),
@@ -174,6 +189,7 @@ def evaluate(
     from opengcl.metrics import DEFAULT_METRICS
     from opengcl.model import BiEncoder
     from opengcl.per_query import per_query_path
+    from opengcl.prompts import described
 
     dataset = RankedDataset.open(data, strict=strict)
     opened = BiEncoder.open(
@@ -181,9 +197,13 @@ def evaluate(
         dataset.schema,
         query=parse_fields(query_fields) if query_fields else None,
         document=parse_fields(fields) if fields else None,
+        query_prompt=query_prompt,
+        document_prompt=document_prompt,
         missing_fields=missing_fields,  # type: ignore[arg-type] # checked there
         device=device,
     )
+    if told := described(opened.prompts):
+        arguments.say(told)
     evaluation = run(
         opened,
         dataset,
@@ -194,7 +214,9 @@ def evaluate(
         progress=True,
     )
     if out is not None:
-        evaluation.write(out, per_query=per_query_path(out), model=model, provenance=opened.provenance)
+        evaluation.write(
+            out, per_query=per_query_path(out), model=model, prompts=opened.prompts, provenance=opened.provenance
+        )
         arguments.say(f"{out}: written")
     _print_splits(evaluation.splits())
     if evaluation.by_fields is not None:
@@ -226,8 +248,10 @@ def compare(
 
 @app.command()
 def metrics(
-    qrels: Annotated[Path, typer.Argument(help="Judgments: .parquet, .tsv, or TREC; float scores allowed.")],
-    run: Annotated[Path, typer.Argument(help="Results: .parquet, .tsv, or TREC.")],
+    qrels: Annotated[
+        Path, typer.Argument(help="Judgments: .parquet, .tsv, .csv, .json, .jsonl, or TREC; float scores allowed.")
+    ],
+    run: Annotated[Path, typer.Argument(help="Results: in the same formats.")],
     names: Annotated[str | None, typer.Option("--metrics", help="With commas; default the usual ones.")] = None,
     compat: Annotated[str | None, typer.Option(help="gcl: the numbers of Marqo's GCL script.")] = None,
     sample: Annotated[
@@ -337,7 +361,10 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
     """The data set that a run was trained on, opened as it was then."""
     from opengcl.config import load_config
     from opengcl.data import RankedDataset
+    from opengcl.named_folders import no_such_folder
 
+    if not run.is_dir():
+        raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
 

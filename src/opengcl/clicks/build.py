@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,24 +20,25 @@ import duckdb
 import ibis
 import numpy as np
 import pyarrow as pa
-import yaml
 from ibis.expr import types as ir
 
 from opengcl.clicks.catalogue_pictures import PictureOptions, bring_catalogue_pictures
-from opengcl.clicks.counts import CELLS, PAIRS, SupportOptions, count_pairs, query_id
-from opengcl.clicks.files import DOCUMENTS, hashes, open_catalogue, open_log, quoted, reading
+from opengcl.clicks.counts import PAIRS, SupportOptions, count_pairs, query_id
+from opengcl.clicks.files import DOCUMENTS, LISTS, LOG, hashes, open_catalogue, open_log, quoted, reading
 from opengcl.clicks.log import CLICK, IMPRESSION, LogOptions, aggregate, count_bots, count_rows, counted, event_names
+from opengcl.clicks.losses import CELLS, require_rows, require_shown
 from opengcl.clicks.progress import Steps
 from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOptions, find_propensities, score
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
 from opengcl.data.new_folder import new_folder
-from opengcl.data.problems import DataSetError
+from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
+from opengcl.delimited_text import TextOptions
+from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.sources.bring_pictures import FAILURES
 
 _BATCH = 2048  # rows of documents at a time, which may hold pictures
-_MOST_IMPOSSIBLE = 0.05
 _STEPS = ("catalogue", "rows of the log", "cells", "pairs", "position bias", "scores", "pictures", "data set")
 
 
@@ -49,7 +51,10 @@ class Report:
         rows: Rows of the log.
         dropped: Reason -> rows of the log that did not count.
         dropped_pairs: Reason -> pairs that have no score.
+        unshown: Kind of event -> showings with such an event but no impression, which do not count.
         implied_clicks: Showings with a later event but no click, which count as clicked.
+        implied_impressions: Showings with an event but no impression, which count as shown.
+        clipped: Impressions with a smaller propensity than is divided by.
         bots: Visitors taken for bots.
         queries: Queries in the data set.
         documents: Documents in the data set.
@@ -58,6 +63,8 @@ class Report:
             them; empty without fields of pictures.
         events: ``impressions``, ``clicks`` and so on -> showings that counted, by age if there is a half-life.
         propensities: How likely each position is looked at.
+        reliability: Share of the differences in worth that the log tells, in [0, 1].
+        exposure_slope: How the expected rate grows with exposure, in logarithms; 0 if it is not used.
         seconds: Wall time by step.
     """
 
@@ -65,7 +72,10 @@ class Report:
     rows: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     dropped_pairs: dict[str, int] = field(default_factory=dict)
+    unshown: dict[str, int] = field(default_factory=dict)
     implied_clicks: int = 0
+    implied_impressions: int = 0
+    clipped: int = 0
     bots: int = 0
     queries: int = 0
     documents: int = 0
@@ -73,6 +83,8 @@ class Report:
     pictures: dict[str, int] = field(default_factory=dict)
     events: dict[str, float] = field(default_factory=dict)
     propensities: Propensities | None = None
+    reliability: float = 0.0
+    exposure_slope: float = 0.0
     seconds: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -80,12 +92,22 @@ class Report:
         lines = [f"{'rows of the log':<38}{self.rows:>14,}"]
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped.items() if count]
         lines += [f"{kind:<38}{count:>14,.0f}" for kind, count in self.events.items()]
+        for kind, count in self.unshown.items():
+            if count or kind == CLICK:
+                lines.append(f"  {'dropped: ' + counted(kind) + ' without impression':<36}{count:>14,}")
+        if self.implied_impressions:
+            lines.append(f"  {'impressions implied by other events':<36}{self.implied_impressions:>14,}")
+        if self.clipped:
+            lines.append(f"  {'propensities below the clip':<36}{self.clipped:>14,}")
         if self.implied_clicks:
             lines.append(f"  {'of them clicks implied by later events':<36}{self.implied_clicks:>14,}")
         for name in ("queries", "documents", "pairs"):
             lines.append(f"{name:<38}{getattr(self, name):>14,}")
         lines += [f"  {'dropped: ' + reason:<36}{count:>14,}" for reason, count in self.dropped_pairs.items() if count]
         lines += [f"{what.replace('_', ' '):<38}{count:>14,}" for what, count in self.pictures.items() if count]
+        lines.append(f"{'share of differences that is told':<38}{self.reliability:>14.2f}")
+        if self.exposure_slope:
+            lines.append(f"{'slope of rates by exposure':<38}{self.exposure_slope:>14.2f}")
         if self.propensities is not None:
             lines.append(f"examination by position ({self.propensities.source}):")
             theta = [f"{at}: {value:.3f}" for at, value in enumerate(self.propensities.theta.tolist(), 1)]
@@ -98,6 +120,7 @@ def from_logs(
     documents: Path | str,
     out: Path | str,
     *,
+    lists: Path | str | ir.Table | None = None,
     columns: LogOptions | None = None,
     support: SupportOptions | None = None,
     scoring: ScoreOptions | None = None,
@@ -106,6 +129,8 @@ def from_logs(
     images: Mapping[str, str] | None = None,
     pictures: PictureOptions | None = None,
     name: str | None = None,
+    encoding: str = "utf-8",
+    text: TextOptions | None = None,
     memory: str = MEMORY,
     threads: int | None = None,
     progress: bool = True,
@@ -117,6 +142,8 @@ def from_logs(
             backend, which then does the adding up.
         documents: The catalogue: a data set's folder, or files.
         out: The folder to make; it must not exist yet, or be empty.
+        lists: What was shown, if the log does not say so: files as for the log, or an Ibis table on its backend, a row
+            a result list; see `opengcl.clicks.log.aggregate`.
         columns: Where the log keeps what, and cleaning.
         support: What is seen too little to count.
         scoring: How counts become scores.
@@ -125,6 +152,8 @@ def from_logs(
         images: More model fields -> the catalogue's columns with their pictures: bytes, paths or URLs.
         pictures: How pictures are brought in. Those that cannot be had are listed in ``picture_failures.parquet``.
         name: The data set's name; the folder's by default.
+        encoding: Of the log's and lists' files that are text, as Python names it.
+        text: Dialect of the log, lists and catalogue where they are CSV or TSV; what it leaves open is found.
         memory: What DuckDB may hold before it spills beside ``out``.
         threads: How many DuckDB uses; all by default.
         progress: Whether steps show a progress bar on stderr.
@@ -146,14 +175,17 @@ def from_logs(
         connect(Path(spill), memory=memory, threads=threads) as connection,
         Steps(_STEPS, connection, show=progress) as steps,
     ):
-        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images)
-        table, files = (log, []) if isinstance(log, ir.Table) else open_log(connection, log)
+        catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images, text=text)
+        opened = functools.partial(_opened, connection, encoding=encoding, text=text, spill=Path(spill))
+        table, files = opened(log, LOG)
+        of_lists, list_files = (None, []) if lists is None else opened(lists, LISTS)
         source = "the log" if isinstance(log, ir.Table) else str(log)
         steps.done()
         with reading(source):
-            _count_rows(connection, table, columns, report)
+            _count_rows(connection, table, of_lists, columns, report)
             steps.done()
-            _fill_cells(connection, aggregate(table, columns))
+            _fill_cells(connection, aggregate(table, columns, of_lists))
+            report.unshown = require_shown(connection, columns)
             _count_repeats(connection, report)
             steps.done()
             counts, dropped, below = count_pairs(connection, columns, support)
@@ -163,6 +195,7 @@ def from_logs(
         report.propensities = find_propensities(counts, scoring)
         steps.done()
         scored = score(counts, report.propensities.theta, scoring)
+        report.reliability, report.exposure_slope = scored.reliability, scored.slope
         steps.done()
         report.events = {counted(kind): float(values.sum()) for kind, values in _counts_by_kind(counts).items()}
         report.dropped_pairs["hardly looked at"] = int((~scored.supported).sum())
@@ -176,7 +209,7 @@ def from_logs(
             _count_results(connection, report)
             if gone := int(scored.supported.sum()) - report.pairs:
                 report.dropped_pairs["nothing left of the document"] = gone
-            inputs = {"log": files, "documents": catalogue.files}
+            inputs = {"log": files, "lists": list_files, "documents": catalogue.files}
             provenance = _provenance(report, columns, support, scoring) | {"inputs": _hashed(inputs, progress)}
             if report.pictures:
                 provenance["pictures"] = {"image_size": pictures.image_size, **report.pictures}
@@ -233,26 +266,42 @@ def _unbound() -> Any:
     return UnboundTable
 
 
-def _count_rows(connection: duckdb.DuckDBPyConnection, table: ir.Table, columns: LogOptions, report: Report) -> None:
+def _opened(
+    connection: duckdb.DuckDBPyConnection,
+    source: Path | str | ir.Table,
+    view: str,
+    *,
+    encoding: str,
+    text: TextOptions | None,
+    spill: Path,
+) -> tuple[ir.Table, list[Path]]:
+    """A log or its lists, and the files they are in."""
+    if isinstance(source, ir.Table):
+        return source, []
+    return open_log(connection, source, view=view, encoding=encoding, text=text, spill=spill)
+
+
+def _count_rows(
+    connection: duckdb.DuckDBPyConnection,
+    table: ir.Table,
+    lists: ir.Table | None,
+    columns: LogOptions,
+    report: Report,
+) -> None:
     """Adds up the rows and those that cannot count, and stops where the log is not what the options say."""
-    found = {row["reason"]: row for row in _rows(connection, count_rows(table, columns))}
+    found = {row["reason"]: row for row in _rows(connection, count_rows(table, columns, lists))}
     report.rows = sum(row["rows"] for row in found.values())
+    report.clipped = sum(row.get("clipped", 0) for row in found.values())
     report.dropped |= {str(reason): found[reason]["rows"] for reason in sorted(filter(None, found))}
-    impressions = sum(row["impressions"] for row in found.values())
-    impossible = found.get("impossible position", {"rows": 0})["rows"]
-    if not impressions:
+    if not any(row[counted(IMPRESSION)] for row in found.values()):
         names = [f"{row['name']} ({row['rows']:,})" for row in _rows(connection, event_names(table, columns))]
         raise DataSetError(
             f"the log: found no event {columns.kinds[IMPRESSION]!r} in {report.rows:,} rows; its events: "
             f"{', '.join(names) or 'none'} (--event impression=NAME names it)"
         )
-    if impossible > _MOST_IMPOSSIBLE * impressions:
-        raise DataSetError(
-            f"the log: found {impossible:,} of {impressions:,} impressions with an impossible position; allowed: up to "
-            f"{_MOST_IMPOSSIBLE:.0%} (whole numbers from {columns.first_position}; --first-position 0 if 0 is the top)"
-        )
+    require_rows(found, columns)
     if columns.tells_bots:
-        (bots,) = _rows(connection, count_bots(table, columns))
+        (bots,) = _rows(connection, count_bots(table, columns, lists))
         report.bots, report.dropped["bots"] = bots["visitors"], int(bots["rows"] or 0)
 
 
@@ -271,10 +320,10 @@ def _batches(cells: ir.Table) -> Any:
 
 
 def _count_repeats(connection: duckdb.DuckDBPyConnection, report: Report) -> None:
-    sums = f"SELECT sum(repeats)::BIGINT, sum(implied)::BIGINT FROM {CELLS}"
-    ((repeats, implied),) = connection.sql(sums).fetchall()
+    sums = ", ".join(f"sum({one})::BIGINT" for one in ("repeats", "implied", "implied_impressions"))
+    ((repeats, implied, shown),) = connection.sql(f"SELECT {sums} FROM {CELLS}").fetchall()
     report.dropped["repeats within a showing"] = repeats or 0
-    report.implied_clicks = implied or 0
+    report.implied_clicks, report.implied_impressions = implied or 0, shown or 0
 
 
 def _counts_by_kind(counts: Counted) -> dict[str, np.ndarray]:
@@ -289,6 +338,7 @@ def _fill_scored(connection: duckdb.DuckDBPyConnection, counts: Counted, scored:
         "score": scored.score[kept].astype(np.float32),
         "expected_rate": scored.rate[kept],
         "worth": scored.worth[kept],
+        "worth_sd": scored.deviation[kept],
         "examinations": scored.examinations[kept],
         **totals,
     }
@@ -338,10 +388,15 @@ def _provenance(report: Report, columns: LogOptions, support: SupportOptions, sc
         "rows": report.rows,
         "dropped": {reason: count for reason, count in report.dropped.items() if count},
         "dropped_pairs": {reason: count for reason, count in report.dropped_pairs.items() if count},
+        "unshown": report.unshown,
         "implied_clicks": report.implied_clicks,
+        "implied_impressions": report.implied_impressions,
+        "clipped": report.clipped,
         "bots": report.bots,
         "events": report.events,
         "propensities": fitted,
+        "reliability": round(report.reliability, 4),
+        "exposure_slope": round(report.exposure_slope, 4),
         "versions": {one: importlib.metadata.version(one) for one in packages},
     }
 
@@ -359,7 +414,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, datetime):
         return value.isoformat()
     if isinstance(value, tuple):
-        return [float(one) for one in value]
+        return [one if isinstance(one, str) else float(one) for one in value]
     return dict(value) if isinstance(value, dict) else value
 
 
@@ -370,18 +425,21 @@ def read_propensities(path: Path | str) -> tuple[float, ...]:
         DataSetError: If it cannot be read, holds anything else, or leaves a position out.
     """
     try:
-        found = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise DataSetError(f"{path}: cannot be read: {error}") from error
+        read = read_yaml(path)
+    except YamlError as error:
+        raise DataSetError(str(error)) from error
+    found = read.content
     if isinstance(found, dict):
-        positions = {int(key): value for key, value in found.items() if str(key).isdigit()}
+        positions = {int(key): value for key, value in found.items() if re.fullmatch("[0-9]{1,9}", key)}
         if len(positions) != len(found) or sorted(positions) != list(range(1, len(found) + 1)):
-            raise DataSetError(
-                f"{path}: found the positions {', '.join(map(str, found))}; allowed: 1, 2, ... without gaps"
-            )
+            told = ", ".join(key[:20] for key in list(found)[:10]) + (", ..." if len(found) > 10 else "")
+            raise DataSetError(f"{path}: found the positions {told}; allowed: 1, 2, ... without gaps")
         found = [positions[at] for at in sorted(positions)]
-    if not isinstance(found, list) or not all(
-        isinstance(one, int | float) and not isinstance(one, bool) for one in found
-    ):
-        raise DataSetError(f"{path}: found {type(found).__name__}; allowed: a list of numbers, from position 1 on")
+    if not isinstance(found, list):
+        told = "nothing" if found is None else shown(found)
+        raise DataSetError(f"{path}: found {told}; allowed: a list of numbers, from position 1 on")
+    for at, one in enumerate(found, start=1):
+        if isinstance(one, bool) or not isinstance(one, int | float) or not 0 < one <= 1:
+            where = read.place((str(at if isinstance(read.content, dict) else at - 1),))
+            raise DataSetError(f"{where}: found {shown(one)} at position {at}; allowed: above 0, up to 1{advice(one)}")
     return tuple(map(float, found))

@@ -8,7 +8,6 @@ What comes here is the log added up, so it is small whatever engine did that.
 from __future__ import annotations
 
 import hashlib
-import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -18,12 +17,11 @@ import pyarrow as pa
 
 from opengcl.clicks.files import DOCUMENTS, quoted
 from opengcl.clicks.log import CLICK, LogOptions, counted
+from opengcl.clicks.losses import CELLS
 from opengcl.clicks.scores import Counted
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import DOCUMENT_ID
-
-CELLS = "cells"
-"""Table of what `opengcl.clicks.log.aggregate` gives."""
+from opengcl.query_text import normalised
 
 PAIRS = "pairs"
 """Table made here: the numbered pairs, with ``pair``, ``text`` and ``doc_id``."""
@@ -63,12 +61,6 @@ class SupportOptions:
                 raise DataSetError(f"{name}: found {getattr(self, name)}; allowed: 0 or more")
 
 
-def normalised(query: str) -> str:
-    """A query as it is compared: NFKC, case folded, white space single (Unicode, UAX 15 and 21)."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", query).casefold())
-    return " ".join(folded.split())
-
-
 def query_id(text: str) -> str:
     """The same for the same normalised text in every run: 80 bits of BLAKE2b, in hexadecimal."""
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=10).hexdigest()
@@ -89,6 +81,8 @@ def count_pairs(
     _name(connection)
     columns = [counted(kind) for kind in log.kinds]
     dropped = _place(connection, columns, support.max_position)
+    if log.propensity is not None:
+        _as_effective(connection, columns)
     before, after = _number(connection, support)
     if not after:
         raise DataSetError(
@@ -101,10 +95,13 @@ def count_pairs(
         "ORDER BY pair, position, randomised"
     ).fetchnumpy()
     connection.execute("DROP TABLE placed")
+    # Weighted by inverse propensity, counts no longer say how often something was shown.
+    numbered = connection.sql(f"SELECT text_number FROM {PAIRS} ORDER BY pair")
+    query = numbered.fetchnumpy()["text_number"] if log.propensity is None else None
     later = {kind: found[counted(kind)] for kind in log.follow_ups}
     pair, position = (found[name].astype(np.int64) for name in ("pair", "position"))
     counts = Counted(
-        pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later
+        pair, position, found["randomised"].astype(bool), found["impressions"], found[counted(CLICK)], later, query
     )
     return counts, dropped, before - after
 
@@ -127,8 +124,10 @@ def _name(connection: duckdb.DuckDBPyConnection) -> None:
 def _place(connection: duckdb.DuckDBPyConnection, columns: list[str], max_position: int | None) -> dict[str, int]:
     """The table ``placed``: cells by normalised query, without those that cannot count; their events by reason."""
     counts = ", ".join(map(quoted, columns))
+    squares = "squares" if "squares" in connection.table(CELLS).columns else "impressions AS squares"
     connection.execute(
-        f"""CREATE TABLE judged AS SELECT text_number, document_number, position, randomised, events, {counts},
+        f"""CREATE TABLE judged AS SELECT text_number, document_number, position, randomised, events, {squares},
+            {counts},
             CASE WHEN position IS NULL THEN 'without impression'
             WHEN text_number IS NULL THEN 'query empty or too long'
             WHEN document_number IS NULL THEN 'document not in catalogue'
@@ -141,11 +140,24 @@ def _place(connection: duckdb.DuckDBPyConnection, columns: list[str], max_positi
     dropped = dict(connection.sql(reasons).fetchall())
     sums = ", ".join(f"sum({quoted(one)}) AS {quoted(one)}" for one in columns)
     connection.execute(
-        f"""CREATE TABLE placed AS SELECT text_number, document_number, position, randomised, {sums}
-        FROM judged WHERE reason IS NULL GROUP BY ALL"""
+        f"""CREATE TABLE placed AS SELECT text_number, document_number, position, randomised,
+            sum(squares) AS squares, {sums} FROM judged WHERE reason IS NULL GROUP BY ALL"""
     )
     connection.execute("DROP TABLE judged")
     return dropped
+
+
+def _as_effective(connection: duckdb.DuckDBPyConnection, columns: list[str]) -> None:
+    """Scales a pair's weighted counts so that its impressions are its effective sample, (sum w)^2 / sum w^2.
+
+    That is Kish's (1965). Rates stay as they are; what is known of them is not overstated.
+    """
+    scaled = ", ".join(f"{quoted(one)} * scale AS {quoted(one)}" for one in columns)
+    connection.execute(
+        f"""CREATE OR REPLACE TABLE placed AS SELECT text_number, document_number, position, randomised, {scaled}
+        FROM (SELECT *, sum(impressions) OVER of_pair / sum(squares) OVER of_pair AS scale FROM placed
+            WINDOW of_pair AS (PARTITION BY text_number, document_number))"""
+    )
 
 
 def _number(connection: duckdb.DuckDBPyConnection, support: SupportOptions) -> tuple[int, int]:

@@ -4,24 +4,30 @@
 
 from __future__ import annotations
 
+import codecs
 import glob
+import gzip
 import hashlib
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import ibis
 import pyarrow as pa
 import pyarrow.types as pt
 from ibis.expr import types as ir
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
+from opengcl.progress import progress_bar
+from opengcl.text_files import TextFile, refuse_foreign
 
-LOG, DOCUMENTS = "log", "documents"
+LOG, LISTS, DOCUMENTS = "log", "lists", "documents"
 """Names of the views in DuckDB."""
 
 _FORMATS = {
@@ -33,8 +39,12 @@ _FORMATS = {
     ".jsonl": "json",
     ".jsonl.gz": "json",
     ".ndjson": "json",
+    ".ndjson.gz": "json",
+    ".json": "json",
+    ".json.gz": "json",
 }
 _CHUNK = 1 << 20
+_LONGEST = 600  # characters of an error of DuckDB
 
 
 @dataclass(frozen=True)
@@ -63,6 +73,8 @@ def find_files(source: Path | str) -> list[Path]:
     path = Path(source)
     if path.is_dir():
         found = sorted(one for one in path.rglob("*") if one.is_file() and _format(one) and not _unfinished(path, one))
+        # Beside tables of another kind, JSON says what they are.
+        found = [one for one in found if not _any_json(one)] or found
     elif path.exists():
         found = [path]
     else:
@@ -81,17 +93,64 @@ def find_files(source: Path | str) -> list[Path]:
     return found
 
 
-def open_log(connection: duckdb.DuckDBPyConnection, source: Path | str) -> tuple[ir.Table, list[Path]]:
-    """A log's files as the view `LOG`, and as an Ibis table of that name, which is compiled for DuckDB and run there.
+def open_log(
+    connection: duckdb.DuckDBPyConnection,
+    source: Path | str,
+    *,
+    view: str = LOG,
+    encoding: str = "utf-8",
+    text: TextOptions | None = None,
+    spill: Path | None = None,
+) -> tuple[ir.Table, list[Path]]:
+    """A log's files as a view, and as an Ibis table of its name, which is compiled for DuckDB and run there.
+
+    Args:
+        connection: Where the view is made.
+        source: As for `find_files`.
+        view: Its name.
+        encoding: Of text, as Python names it; others than UTF-8 are copied to ``spill`` in UTF-8 first.
+        text: Dialect of CSV and TSV; what it leaves open is found.
+        spill: A folder that stays as long as the view.
 
     Raises:
         DataSetError: If it cannot be read.
     """
     files = find_files(source)
-    relation = _read(connection, files)
+    read = files
+    if _format(files[0]) != "parquet" and not _is_utf8(encoding):
+        folder = (spill or files[0].parent) / f"{view}-utf-8"
+        folder.mkdir(parents=True)
+        read = [_in_utf8(one, encoding, folder / f"{number}-{one.name}") for number, one in enumerate(files)]
+    relation = _read(connection, read, text)
     with reading(source):
-        relation.create_view(LOG)
-    return ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, LOG)), name=LOG), files
+        relation.create_view(view)
+    return ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, view)), name=view), files
+
+
+def _is_utf8(encoding: str) -> bool:
+    try:
+        return codecs.lookup(encoding).name == "utf-8"
+    except LookupError:
+        raise DataSetError(
+            f"encoding: found {shown(encoding)}; allowed: a name such as utf-8, cp1252 or utf-16"
+        ) from None
+
+
+def _in_utf8(path: Path, encoding: str, copy: Path) -> Path:
+    """A copy in UTF-8 of a file of text, compressed as it is."""
+    opened = gzip.open if path.name.lower().endswith(".gz") else open
+    try:
+        with opened(path, "rt", encoding=encoding, newline="") as file, opened(copy, "wt", encoding="utf-8") as out:
+            while text := file.read(_CHUNK):
+                out.write(text)
+    except UnicodeDecodeError as error:
+        raise DataSetError(
+            f"{path}: found bytes that are not {encoding} ({error.reason}); allowed: text in that encoding "
+            "(--encoding names another)"
+        ) from None
+    except (OSError, EOFError) as error:
+        raise DataSetError(f"{path}: cannot be read: {error}") from error
+    return copy
 
 
 def open_catalogue(
@@ -101,6 +160,7 @@ def open_catalogue(
     id_column: str | None,
     fields: Sequence[str] | None,
     images: Mapping[str, str] | None = None,
+    text: TextOptions | None = None,
 ) -> Catalogue:
     """The documents of a data set's folder, or of a table.
 
@@ -111,6 +171,7 @@ def open_catalogue(
         fields: Columns that are model fields: texts and numbers as text, bytes and ``{bytes, path}`` as pictures. By
             default a data set's own, and of a table ``title``, which may be missing where there are ``images``.
         images: More fields -> the columns with their pictures: bytes, paths or URLs.
+        text: Dialect of CSV and TSV; what it leaves open is found.
 
     Raises:
         DataSetError: If it cannot be read, a column is missing, or an id is null, empty or there twice.
@@ -118,7 +179,7 @@ def open_catalogue(
     folder = Path(source)
     schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
     files = [folder / "documents.parquet"] if schema else find_files(source)
-    relation, images = _read(connection, files), images or {}
+    relation, images = _read(connection, files, text), images or {}
     identifier = id_column or DOCUMENT_ID
     usual = schema.documents if schema else ["title"] if not images or "title" in relation.columns else []
     texts = [name for name in fields or usual if name not in images]
@@ -145,7 +206,7 @@ def hashes(files: Sequence[Path], *, progress: bool) -> str:
     """SHA-256 over the sizes and contents of files, in order."""
     total = sum(one.stat().st_size for one in files)
     whole = hashlib.sha256()
-    with tqdm(total=total, desc="hashing", unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar:
+    with progress_bar(total=total, desc="hashing", unit="B", unit_scale=True, show=progress, delay=1.0) as bar:
         for path in files:
             whole.update(f"{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
@@ -166,29 +227,104 @@ def reading(source: Path | str) -> Iterator[None]:
     try:
         yield
     except duckdb.Error as error:
-        raise DataSetError(f"{source}: cannot be read: {error}") from error
+        told = str(error)
+        if "unicode" in told.lower() or "utf-8" in told.lower():
+            told = f"{told[:_LONGEST]} (--encoding names the encoding of a log, such as cp1252 or utf-16)"
+        raise DataSetError(f"{source}: cannot be read: {told[: 2 * _LONGEST]}") from error
 
 
 def _format(path: Path) -> str | None:
     return next((kind for ending, kind in _FORMATS.items() if path.name.lower().endswith(ending)), None)
 
 
-def _read(connection: duckdb.DuckDBPyConnection, files: list[Path]) -> duckdb.DuckDBPyRelation:
-    """All of a CSV as text, so that an id such as 007 stays one."""
+def _read(
+    connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions | None
+) -> duckdb.DuckDBPyRelation:
     names, kind = [str(one) for one in files], _format(files[0])
+    for path in files:
+        _refuse_foreign(path, kind)
+    if kind == "csv":
+        return _read_csv(connection, files, text or TextOptions())
     with reading(files[0]):
         if kind == "parquet":
             return connection.read_parquet(names)
-        if kind == "csv":
-            return connection.read_csv(names, header=True, all_varchar=True)
-        return _plain_texts(connection.read_json(names, format="newline_delimited"))
+        return _plain_texts(connection.read_json(names, format="auto"))
+
+
+def _refuse_foreign(path: Path, kind: str | None) -> None:
+    """Refuses a file whose first bytes are those of another kind."""
+    if kind != "parquet":
+        with TextFile(path).opened():
+            return
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if not head.startswith(b"PAR1"):
+        refuse_foreign(str(path), head)
+
+
+def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions) -> duckdb.DuckDBPyRelation:
+    """CSV in a dialect that was found and checked; all of it as text, so that an id such as 007 stays one.
+
+    Raises:
+        DataSetError: Quotes seem to join rows, or files are of several dialects.
+    """
+    found = [DelimitedFile(TextFile(one), text, TAB if ".tsv" in one.name.lower() else COMMA) for one in files]
+    first = found[0].dialect
+    for path, one in zip(files, found, strict=True):
+        dialect = one.dialect
+        if dialect.encoding != "utf-8":
+            raise DataSetError(f"{path}: found {dialect.encoding} by its first bytes; say so: --encoding utf-16")
+        if (dialect.delimiter, dialect.header_line) != (first.delimiter, first.header_line):
+            raise DataSetError(
+                f"{path}: found {dialect}, and in {files[0].name} {first}; allowed: files of one dialect (--delimiter, "
+                "--skip-lines)"
+            )
+        one.check()
+    quote = '"' if first.quotes else ""
+    with reading(files[0]):
+        return connection.read_csv(
+            [str(one) for one in files],
+            header=True,
+            all_varchar=True,
+            delimiter=first.delimiter,
+            quotechar=quote,
+            escapechar=quote,
+            skiprows=first.header_line - 1,
+            na_values=["", *text.nulls],
+        )
 
 
 def _plain_texts(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without."""
-    columns = zip(relation.columns, map(str, relation.types), strict=True)
-    plain = (f"{quoted(one)} ->> '$' AS {quoted(one)}" if kind == "JSON" else quoted(one) for one, kind in columns)
+    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without.
+
+    NaN and infinities, which are no JSON but written by Python, are missing.
+    """
+    plain = []
+    for name, kind in zip(relation.columns, relation.types, strict=True):
+        if str(kind) == "JSON":
+            literal = f"CAST({quoted(name)} AS VARCHAR) IN ('NaN', 'Infinity', '-Infinity')"
+            plain.append(f"CASE WHEN NOT ({literal}) THEN {quoted(name)} ->> '$' END AS {quoted(name)}")
+        elif str(kind) in ("DOUBLE", "FLOAT"):
+            plain.append(f"CASE WHEN isfinite({quoted(name)}) THEN {quoted(name)} END AS {quoted(name)}")
+        elif "JSON" in str(kind):
+            form = json.dumps(_texts_within(kind)).replace("'", "''")
+            plain.append(f"from_json(to_json({quoted(name)}), '{form}') AS {quoted(name)}")
+        else:
+            plain.append(quoted(name))
     return relation.select(", ".join(plain))
+
+
+def _texts_within(kind: Any) -> Any:
+    """A nested type as DuckDB's `from_json` takes it, with texts where there was JSON."""
+    if kind.id == "list":
+        return [_texts_within(kind.children[0][1])]
+    if kind.id == "struct":
+        return {name: _texts_within(child) for name, child in kind.children}
+    return "VARCHAR" if str(kind) == "JSON" else str(kind)
+
+
+def _any_json(path: Path) -> bool:
+    return path.name.lower().endswith((".json", ".json.gz"))
 
 
 def _unfinished(folder: Path, path: Path) -> bool:

@@ -8,9 +8,11 @@ from collections.abc import Sequence
 from types import TracebackType
 
 import duckdb
-from tqdm import tqdm
+
+from opengcl.progress import progress_bar
 
 _EVERY = 0.5  # seconds
+_FORMAT = "{desc}: {percentage:3.0f}%|{bar}| {elapsed}"  # steps differ in length, so no time left is told
 
 
 class Steps:
@@ -31,7 +33,7 @@ class Steps:
         self.seconds: dict[str, float] = {}
         self._names, self._connection, self._show = list(names), connection, show
         self._began = time.perf_counter()
-        self._bar = tqdm(total=len(names), disable=not show, bar_format="{desc}: {percentage:3.0f}%|{bar}| {elapsed}")
+        self._bar = progress_bar(total=len(names), desc=self._names[0], unit="step", show=show, bar_format=_FORMAT)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
 
@@ -66,5 +68,4 @@ class Steps:
 
     def _draw(self, share: float) -> None:
         step = len(self.seconds)
-        self._bar.n = step + share
-        self._bar.set_description_str(self._names[step] if step < len(self._names) else "done")
+        self._bar.move_to(round(step + share, 2), self._names[step] if step < len(self._names) else "done")

@@ -9,10 +9,11 @@ from typing import Literal, NamedTuple, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Shaped
 
+from opengcl.clicks.exposure import exposure_odds
 from opengcl.clicks.identify import require_identified
 from opengcl.clicks.log import CLICK
 from opengcl.clicks.model import SMALLEST, Cells, Counts, fit_position_model, randomised_propensities
-from opengcl.clicks.rates import expected_rates, posterior_means, rate_likelihood, rate_weights
+from opengcl.clicks.rates import posterior, rate_grid, rate_likelihood, rate_weights, shifts
 from opengcl.data.problems import DataSetError, shown
 
 Method = Literal["posterior", "ips", "ctr"]
@@ -22,8 +23,9 @@ VALUES = {CLICK: 1.0, "cart": 1.0, "purchase": 2.0}
 """What events are worth, where nothing else is said."""
 
 _ENOUGH_RANDOM = 200  # clicks a position: a relative error of about 10%
-_PRIOR_PAIRS = 100_000
+_PRIOR_PAIRS = 30_000
 _BLOCK = 4_000_000
+_TOLD_APART = 0.5  # standard deviations
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,9 @@ class ScoreOptions:
             theta comes out too high where such pairs mostly are, in the lower positions (incidental parameters).
         link_clicks: Each position must be comparable with a higher one through so many clicks.
         minimum_examinations: A pair has a score from so many expected examinations (impressions times theta) on.
+        exposure_prior: Whether `posterior` expects more of what the ranker showed more, as far as the clicks of the
+            whole log bear that out. Without, a result that was often shown and never clicked comes after one that was
+            hardly shown, and where clicks are rare that turns a good ranker's order around.
     """
 
     method: Method = "posterior"
@@ -52,6 +57,7 @@ class ScoreOptions:
     fit_impressions: float = 50
     link_clicks: float = 20
     minimum_examinations: float = 0.2
+    exposure_prior: bool = True
 
     def __post_init__(self) -> None:
         """Checks each setting.
@@ -89,6 +95,7 @@ class Counted(NamedTuple):
     impressions: Counts
     clicks: Counts
     later: dict[str, Counts]  # kind of event after a click -> count
+    query: Cells | None = None  # number of each pair's query, by pair; None: unknown
 
 
 class Propensities(NamedTuple):
@@ -107,6 +114,14 @@ class Scored(NamedTuple):
     rate: Float[np.ndarray, " pairs"]  # of clicks: an examination's for posterior and ips, an impression's for ctr
     examinations: Float[np.ndarray, " pairs"]
     supported: Bool[np.ndarray, " pairs"]
+    deviation: Float[np.ndarray, " pairs"]  # standard deviation of the worth
+    slope: float = 0.0  # of rates by exposure, in logarithms, that `posterior` expected
+
+    @property
+    def reliability(self) -> float:
+        """Share of the differences in worth that the log tells, in [0, 1]; the rest is what it leaves open."""
+        told, open_ = np.var(self.worth[self.supported]), np.mean(self.deviation[self.supported] ** 2)
+        return float(told / (told + open_)) if told else 0.0
 
 
 def find_propensities(counts: Counted, options: ScoreOptions) -> Propensities:
@@ -142,17 +157,20 @@ def score(counts: Counted, theta: Float[np.ndarray, " positions"], options: Scor
     With c clicks of n impressions at positions k, values v and later events e:
 
     * ``posterior``: worth = E[alpha] (v_click + sum_e v_e E[rho_e]), the expected attractiveness and the expected
-      share of clicks that e follows, each under the log's own distribution (`expected_rates`);
+      share of clicks that e follows, each under the log's own distribution (`expected_rates`); what is expected of a
+      pair before its clicks follows its exposure (`exposure_odds`);
     * ``ips``: worth = sum (v_click c + sum_e v_e c_e) / max(theta_k, clip) / sum n (inverse propensities; Joachims,
       Swaminathan & Schnabel 2017);
     * ``ctr``: the same with theta = 1: what users did an impression, whatever the position.
 
-    Percentiles go over all supported pairs and not by query, so that little support gives scores in the middle.
+    A kind of event that never came has no part in the worth. Percentiles go over all supported pairs and not by query,
+    so that little support gives scores in the middle; worths that differ by less than about half a standard deviation
+    of what is known of them are tied.
 
     Raises:
         DataSetError: If no pair has enough support.
     """
-    clicks, impressions = (np.bincount(counts.pair, one) for one in (counts.clicks, counts.impressions))
+    impressions = np.bincount(counts.pair, counts.impressions)
     looked = np.bincount(counts.pair, counts.impressions * theta[counts.position - 1])
     supported = looked >= options.minimum_examinations
     if not supported.any():
@@ -160,31 +178,71 @@ def score(counts: Counted, theta: Float[np.ndarray, " positions"], options: Scor
             f"no pair has {options.minimum_examinations:g} expected examinations; needed: a longer log, or a lower "
             "--min-examinations"
         )
+    values = {
+        kind: options.values[kind] for kind, one in counts.later.items() if options.values.get(kind) and one.any()
+    }
+    slope = 0.0
     if options.method == "posterior":
-        rate = _attractiveness(counts, theta)
-        worth = rate * options.values[CLICK]
-        for kind, later in counts.later.items():
-            if options.values.get(kind):
-                rho = _follow_up_rates(np.bincount(counts.pair, later), clicks)
-                worth = worth + rate * options.values[kind] * rho
+        rate, worth, deviation, slope = _posterior(counts, theta, looked, values, options)
     else:
         floor = np.maximum(theta, options.clip) if options.method == "ips" else np.ones_like(theta)
-        per_look = 1 / floor[counts.position - 1]
-        rate = np.bincount(counts.pair, counts.clicks * per_look) / impressions
-        valued = counts.clicks * options.values[CLICK]
-        for kind, later in counts.later.items():
-            valued = valued + later * options.values.get(kind, 0)
-        worth = np.bincount(counts.pair, valued * per_look) / impressions
+        rate, worth, deviation = _weighted(counts, 1 / floor[counts.position - 1], impressions, values, options)
     scale = percentiles if options.scale == "percentile" else _linear
-    return Scored(scale(worth, supported), worth, rate, looked, supported)
+    return Scored(scale(_told_apart(worth, deviation), supported), worth, rate, looked, supported, deviation, slope)
+
+
+def _posterior(
+    counts: Counted,
+    theta: Float[np.ndarray, " positions"],
+    looked: Float[np.ndarray, " pairs"],
+    values: dict[str, float],
+    options: ScoreOptions,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Expected rates, worths, their standard deviations, and the slope by exposure."""
+    clicks = np.bincount(counts.pair, counts.clicks)
+    odds, slope = None, 0.0
+    if options.exposure_prior and counts.query is not None:
+        odds, slope = exposure_odds(counts.query, clicks, np.maximum(looked, SMALLEST))
+    rate, spread = _attractiveness(counts, theta, odds)
+    value, doubt = np.full(len(rate), options.values[CLICK]), np.zeros(len(rate))
+    for kind, each in values.items():
+        rho, error = _follow_up_rates(np.bincount(counts.pair, counts.later[kind]), clicks)
+        value, doubt = value + each * rho, doubt + (each * error) ** 2
+    # Of a product of independent factors.
+    variance = spread**2 * (doubt + value**2) + rate**2 * doubt
+    return rate, rate * value, np.sqrt(variance), slope
+
+
+def _weighted(
+    counts: Counted, per_look: np.ndarray, impressions: np.ndarray, values: dict[str, float], options: ScoreOptions
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Weighted click rates, worths and their standard errors: those of Poisson counts, of one click where none is."""
+    rate = np.bincount(counts.pair, counts.clicks * per_look) / impressions
+    worth, variance, one = (np.zeros(len(impressions)) for _ in range(3))
+    for kind, each in {CLICK: options.values[CLICK], **values}.items():
+        happened = counts.clicks if kind == CLICK else counts.later[kind]
+        worth += each * np.bincount(counts.pair, happened * per_look) / impressions
+        variance += each**2 * np.bincount(counts.pair, happened * per_look**2) / impressions**2
+        one = np.maximum(one, each / impressions)
+    return rate, worth, np.sqrt(np.maximum(variance, one**2))
+
+
+def _told_apart(worth: np.ndarray, deviation: np.ndarray) -> np.ndarray:
+    """Worths rounded to a power of two of about half their standard deviation, so that noise makes no order."""
+    steps = 2.0 ** np.floor(np.log2(np.maximum(_TOLD_APART * deviation, SMALLEST)))
+    return np.round(worth / steps) * steps
 
 
 def percentiles(
     worth: Float[np.ndarray, " pairs"], supported: Bool[np.ndarray, " pairs"]
 ) -> Float[np.ndarray, " pairs"]:
-    """1 + 99 times the share of the other supported pairs that are worth less: even, whatever the tail of worth."""
-    below = np.searchsorted(np.sort(worth[supported]), worth)
-    return 1 + 99 * np.minimum(below / max(supported.sum() - 1, 1), 1)
+    """1 + 99 times the share of the other supported pairs that are worth less: even, whatever the tail of worth.
+
+    The best have 100, however many of them are tied.
+    """
+    ordered = np.sort(worth[supported])
+    below, most = np.searchsorted(ordered, worth), np.searchsorted(ordered, ordered[-1])
+    return 1 + 99 * np.minimum(below / max(most, 1), 1)
 
 
 def _linear(worth: Float[np.ndarray, " pairs"], supported: Bool[np.ndarray, " pairs"]) -> Float[np.ndarray, " pairs"]:
@@ -219,27 +277,34 @@ def _enough_randomised(counts: Counted, depth: int) -> bool:
     return bool((np.bincount(counts.position[at] - 1, counts.clicks[at], depth) >= _ENOUGH_RANDOM).all())
 
 
-def _attractiveness(counts: Counted, theta: Float[np.ndarray, " positions"]) -> Float[np.ndarray, " pairs"]:
+def _attractiveness(
+    counts: Counted, theta: Float[np.ndarray, " positions"], odds: Float[np.ndarray, " pairs"] | None = None
+) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
     """`expected_rates` in bounded memory: the distribution from a sample of the pairs, the means block by block."""
-    pairs = int(counts.pair[-1]) + 1
-    if pairs <= _PRIOR_PAIRS:
-        return expected_rates(*_tables(counts, np.arange(pairs), len(theta)), theta)[0]
-    sample = np.sort(np.random.default_rng(0).choice(pairs, _PRIOR_PAIRS, replace=False))
-    weights = rate_weights(
-        np.concatenate(
-            [rate_likelihood(*_tables(counts, rows, len(theta)), theta) for rows in _blocks(sample, len(theta))]
-        )
-    )
-    return np.concatenate(
-        [
-            posterior_means(rate_likelihood(*_tables(counts, rows, len(theta)), theta), weights)
-            for rows in _blocks(np.arange(pairs), len(theta))
-        ]
-    )
+    pairs, depth = int(counts.pair[-1]) + 1, len(theta)
+    looked = np.bincount(counts.pair, counts.impressions * theta[counts.position - 1])
+    grid, shift = rate_grid(float(counts.clicks.sum()), looked), shifts(odds, pairs)
+    width = max(depth, len(grid) + int(np.ptp(shift)))
+    sample = np.arange(pairs)
+    if pairs > _PRIOR_PAIRS:
+        sample = np.sort(np.random.default_rng(0).choice(pairs, _PRIOR_PAIRS, replace=False))
+    likelihood = [
+        rate_likelihood(*_tables(counts, rows, depth), theta, grid, shift[rows]) for rows in _blocks(sample, width)
+    ]
+    weights = rate_weights(np.concatenate(likelihood))
+    del likelihood
+    found = [
+        posterior(*_tables(counts, rows, depth), theta, grid, weights, shift[rows])
+        for rows in _blocks(np.arange(pairs), width)
+    ]
+    mean, deviation = (np.concatenate(one) for one in zip(*found, strict=True))
+    return mean, deviation
 
 
-def _follow_up_rates(followed: Counts, clicks: Counts) -> Float[np.ndarray, " pairs"]:
-    """Expected share of each pair's clicks that an event follows."""
+def _follow_up_rates(
+    followed: Counts, clicks: Counts
+) -> tuple[Float[np.ndarray, " pairs"], Float[np.ndarray, " pairs"]]:
+    """Expected share of each pair's clicks that an event follows, and its standard deviation."""
     pairs = len(clicks)
     index = np.arange(pairs)
     one = np.ones(pairs, np.int64)

@@ -17,6 +17,7 @@ from numpy.random import Generator, default_rng
 
 from opengcl.clicks.model import Cells
 from opengcl.data import RankedDataset
+from opengcl.metrics import relevance as relevance_of
 
 Events = tuple[np.ndarray, np.ndarray, np.ndarray]
 """(sessions, depth) each: place of the document shown among the candidates, whether clicked, whether bought."""
@@ -90,13 +91,7 @@ def position_based(attractiveness: np.ndarray, settings: Simulation, rng: Genera
 
 
 def simulate(dataset: RankedDataset, settings: Simulation, seed: int) -> Log:
-    """A log over the seen queries that have a judged seen document, and over seen documents only.
-
-    Raises:
-        ValueError: If scores begin below 0, so that they cannot be relevance.
-    """
-    if dataset.schema.score_min < 0:
-        raise ValueError(f"the data set's scores begin at {dataset.schema.score_min}; allowed: 0 or more, as relevance")
+    """A log over the seen queries that have a judged seen document, and over seen documents only."""
     queries = dataset.splits.query_rows("in_domain")
     rng = default_rng([seed, 0])
     popularity = np.exp(settings.popularity * rng.standard_normal(len(queries)))
@@ -118,7 +113,7 @@ def candidates(dataset: RankedDataset, query: int, distractors: int, rng: Genera
     half = dataset.splits.document_rows("in_domain")
     drawn = rng.choice(half, min(len(half), distractors + len(judged)), replace=False)
     others = drawn[~np.isin(drawn, judged)][:distractors]
-    relevance = np.concatenate([score / dataset.schema.score_max, np.zeros(len(others))])
+    relevance = np.concatenate([relevance_of(score) / dataset.schema.score_max, np.zeros(len(others))])
     return np.concatenate([judged, others]), relevance
 
 

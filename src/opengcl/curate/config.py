@@ -4,18 +4,18 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-import yaml
-
 from opengcl.curate.errors import CurateError
 from opengcl.data.problems import shown
+from opengcl.plain_yaml import YamlError, YamlFile, advice, read_yaml
 
 try:
     from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+    from pydantic_core import ErrorDetails
 except ImportError as missing:  # pragma: no cover - in an environment without the extra
     raise CurateError("curating needs pydantic and openai: pip install 'opengcl[curate]'") from missing
 
@@ -264,7 +264,7 @@ class TeacherOptions(_Section):
     model: str
     """Folder or hub name."""
     scale: Literal["sigmoid", "query"] = "sigmoid"
-    """``sigmoid``: 100 times the sigmoid of its output; ``query``: from a query's lowest, 0, to its highest, 100."""
+    """``sigmoid``: 100 times the sigmoid of its output; ``query``: from a query's lowest, 1, to its highest, 100."""
     top: Positive | None = None
     batch_size: Positive = 32
     max_length: Positive | None = 256
@@ -381,7 +381,8 @@ def load_config(file: Path | None, changes: Mapping[str, Any]) -> CurateConfig:
     Raises:
         CurateError: Naming the setting, what was found, and what is allowed.
     """
-    content = _read(file) if file is not None else {}
+    read = _read(file) if file is not None else None
+    content = {} if read is None else read.mapping()
     if _SOURCES & set(changes) and isinstance(content.get("queries"), dict):
         # The file's own source gives way.
         content["queries"] = {
@@ -392,28 +393,42 @@ def load_config(file: Path | None, changes: Mapping[str, Any]) -> CurateConfig:
     try:
         return CurateConfig.model_validate(content)
     except ValidationError as error:
-        where = "" if file is None else f"{file}: "
-        raise CurateError(where + explained(error)) from None
+        raise CurateError(explained(error, read, changes)) from None
 
 
-def explained(error: ValidationError) -> str:
-    """The first problems that pydantic found, in one line: where, what was found, what is allowed."""
+def explained(error: ValidationError, read: YamlFile | None = None, changes: Collection[str] = ()) -> str:
+    """The first problems that pydantic found, in one line: where, what was found, what is allowed.
+
+    Args:
+        error: The problems.
+        read: The file that the values come from, to name its lines.
+        changes: Dotted names of values that come from elsewhere.
+    """
     told = []
     for one in error.errors()[:3]:
         place = ".".join(str(part) for part in one["loc"])
         found = "" if one["type"] in ("missing", "value_error") else f" (found {shown(one['input'])})"
-        told.append(f"{place}: {one['msg'].removeprefix('Value error, ')}{found}".removeprefix(": "))
+        problem = f"{one['msg'].removeprefix('Value error, ')}{found}"
+        changed = any(place == name or place.startswith(f"{name}.") for name in changes)
+        where = "" if read is None or changed else read.place(one["loc"])
+        told.append(": ".join(filter(None, (where, place, problem))) + (_hint(one) if read is not None else ""))
     return "; ".join(told)
 
 
-def _read(file: Path) -> dict[str, Any]:
+def _hint(problem: ErrorDetails) -> str:
+    """What YAML has to do with a value of the wrong type."""
+    if problem["type"] == "string_type" and isinstance(problem["input"], int | float):
+        return " (quotes make it a text)"
+    return advice(problem["input"]) if problem["type"].endswith("_type") else ""
+
+
+def _read(file: Path) -> YamlFile:
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise CurateError(f"{file}: {error}") from error
-    if not isinstance(content, dict):
-        raise CurateError(f"{file}: found {type(content).__name__}; allowed: a mapping of settings")
-    return content
+        read = read_yaml(file)
+        read.mapping()
+    except YamlError as error:
+        raise CurateError(str(error)) from error
+    return read
 
 
 def _put(content: dict[str, Any], name: str, value: Any) -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from opengcl.curate.budget import Budget
 from opengcl.curate.calls import Calls
@@ -38,6 +37,7 @@ from opengcl.curate.workers import together
 from opengcl.data import FieldType, Schema, write_dataset
 from opengcl.fetch import FetchOptions, fetch_pictures
 from opengcl.picture_store import PictureStore
+from opengcl.progress import tracked
 
 log = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ class _Run:
     def _teach(self, pairs: JudgedPairs, teacher: Teacher) -> None:
         scores = pairs.unscored()
         work = zip(pairs.queries, pairs.rows_of(), strict=True)
-        for query, own in tqdm(work, desc="Teacher", total=len(pairs.queries), disable=not self.progress):
+        for query, own in tracked(work, desc="Teacher", unit="query", total=len(pairs.queries), show=self.progress):
             rows = list(own)[: teacher.options.top]
             scores[rows] = teacher.scores(query.text, [pairs.documents[pairs.document[row]].title for row in rows])
         pairs.scores["teacher"] = scores

@@ -10,7 +10,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlencode, urljoin, urlsplit, urlunsplit
 
 from opengcl.curate.texts import one_line
-from opengcl.near_duplicates import normalised
+from opengcl.query_text import normalised
 
 _LONGEST_TITLE = 500
 _LONGEST_ID = 200

@@ -22,7 +22,8 @@ from opengcl.curate.rejects import Rejects
 from opengcl.curate.texts import one_line
 from opengcl.curate.topics import Topic, read_column
 from opengcl.curate.workers import together
-from opengcl.near_duplicates import NearDuplicates, normalised
+from opengcl.near_duplicates import NearDuplicates
+from opengcl.query_text import normalised
 
 PROMPT_NAMES = frozenset({"count", "language", "style", "topic", "examples", "avoid"})
 _AVOIDED = 30

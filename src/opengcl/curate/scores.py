@@ -39,13 +39,15 @@ def sigmoid_scores(outputs: Values) -> Values:
 
 
 def query_range_scores(outputs: Values) -> Values:
-    """0 for a query's lowest output, 100 for its highest, and straight in between; 100 for all if they are equal.
+    """1 for a query's lowest output, 100 for its highest, and straight in between; 100 for all if they are equal.
+
+    Not from 0, which means judged not relevant: of a query's results, one is always the lowest.
 
     Args:
         outputs: (pairs of one query,).
     """
     spread = np.ptp(outputs)
-    return (outputs - outputs.min()) / spread * 100.0 if spread > 0 else np.full_like(outputs, 100.0)
+    return 1.0 + (outputs - outputs.min()) / spread * 99.0 if spread > 0 else np.full_like(outputs, 100.0)
 
 
 def mixed(sources: Mapping[str, Values], weights: Mapping[str, float]) -> Values:

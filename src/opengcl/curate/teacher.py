@@ -77,10 +77,18 @@ def _load(options: TeacherOptions) -> Any:
     """The model: safetensors only, no code of its own run."""
     from sentence_transformers import CrossEncoder
 
+    from opengcl.devices import check_device
+    from opengcl.hub_models import find_on_hub
+
     try:
+        check_device(options.device)
+        kept = not Path(options.model).is_dir() and find_on_hub(
+            options.model, owner=CrossEncoder.default_huggingface_organization
+        )
         return CrossEncoder(
             options.model,
             device=options.device,
+            local_files_only=kept,
             max_length=options.max_length,
             model_kwargs={"use_safetensors": True},
         )

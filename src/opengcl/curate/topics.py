@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
-
-import pyarrow as pa
-import pyarrow.csv
-import pyarrow.json
-import pyarrow.parquet as pq
 
 from opengcl.curate.config import QueryOptions
 from opengcl.curate.errors import CurateError
 from opengcl.curate.texts import one_line
-from opengcl.data.problems import shown
+from opengcl.data.problems import DataSetError, shown
+from opengcl.delimited_text import listed
+from opengcl.json_rows import JsonFile
+from opengcl.sources.table_files import TableFile
+from opengcl.text_files import TextFile
 
 _LONGEST = 200
 _SAMPLE = 100_000
@@ -62,12 +63,13 @@ def read_column(file: str, column: str | None) -> list[str]:
         CurateError: If it cannot be read, the column is not there, or nothing is in it.
     """
     path = Path(file)
-    if path.suffix in _READERS:
-        table = _table(path, None)
-        column = column or (table.column_names[0] if table.num_columns == 1 else None)
-        if column not in table.column_names:
-            raise CurateError(f"{file}: found the column {shown(column)}; allowed: {', '.join(table.column_names)}")
-        values = table.column(column).to_pylist()
+    if _is_table(path):
+        with _told(path):
+            columns = TableFile(path).columns
+        column = column or (columns[0] if len(columns) == 1 else None)
+        if column not in columns:
+            raise CurateError(f"{file}: found the column {shown(column)}; allowed: {listed(columns)}")
+        values: list[Any] = [row.get(column) for row in _rows(path, [column], None)]
     else:
         values = _lines(path)
     texts = [one_line(value, _LONGEST) for value in values if isinstance(value, str)]
@@ -76,18 +78,20 @@ def read_column(file: str, column: str | None) -> list[str]:
     return [text for text in texts if text]
 
 
-def _lines(path: Path) -> list[str]:
-    try:
-        return path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise CurateError(f"{path}: cannot be read: {error}") from error
+def _lines(path: Path) -> list[Any]:
+    text = TextFile(path)
+    with _told(path), text.opened() as stream:
+        return [line for _, line in text.lines(stream)]
 
 
 def _products(file: str, columns: Sequence[str] | None) -> list[dict[str, Any]]:
-    table = _table(Path(file), columns).slice(0, _SAMPLE)
-    if table.num_rows == 0:
+    path = Path(file)
+    if not _is_table(path):
+        raise CurateError(f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(_ENDINGS)}")
+    rows = _rows(path, columns, _SAMPLE)
+    if not rows:
         raise CurateError(f"{file}: found no products; allowed: one or more rows")
-    return [dict(row) for row in table.to_pylist()]
+    return rows
 
 
 def _sample(number: int, rows: list[dict[str, Any]]) -> Topic:
@@ -100,22 +104,44 @@ def _sample(number: int, rows: list[dict[str, Any]]) -> Topic:
     return Topic(f"sample {number}", f"Each query should be answered by one or more of products like these:\n{told}")
 
 
-def _table(path: Path, columns: Sequence[str] | None) -> pa.Table:
-    """A table of a few columns.
+def _is_table(path: Path) -> bool:
+    return path.name.lower().removesuffix(".gz").endswith(_ENDINGS)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, DataSetError) as error:
+        raise CurateError(f"{path}: cannot be read: {error}") from error
+
+
+def _rows(path: Path, columns: Sequence[str] | None, most: int | None) -> list[dict[str, Any]]:
+    """Rows of a table, up to so many.
 
     Raises:
         CurateError: If it cannot be read, or a column is not there.
     """
-    if path.suffix not in _READERS:
-        raise CurateError(f"{path}: found the ending {path.suffix!r}; allowed: {', '.join(_READERS)}")
-    try:
-        table = _READERS[path.suffix](path)
-    except (OSError, pa.ArrowException) as error:
-        raise CurateError(f"{path}: cannot be read: {error}") from error
-    missing = [name for name in columns or () if name not in table.column_names]
-    if missing:
-        raise CurateError(f"{path}: found no column {shown(missing[0])}; it has {', '.join(table.column_names)}")
-    return table.select(list(columns)) if columns else table
+    with _told(path):
+        file = TableFile(path)
+        found = file.columns
+        if missing := [name for name in columns or () if name not in found]:
+            raise CurateError(f"{path}: found no column {shown(missing[0])}; it has {listed(found)}")
+        wanted = list(columns) if columns else found
+        rows = _objects(path, wanted) if file.format == "jsonl" else _table_rows(file, wanted)
+        return list(islice(rows, most))
 
 
-_READERS = {".parquet": pq.read_table, ".csv": pyarrow.csv.read_csv, ".jsonl": pyarrow.json.read_json}
+def _table_rows(file: TableFile, columns: list[str]) -> Iterator[dict[str, Any]]:
+    for rows in file.read(columns, progress=False):
+        yield from rows.batch.to_pylist()
+
+
+def _objects(path: Path, columns: list[str]) -> Iterator[dict[str, Any]]:
+    text = TextFile(path)
+    with text.opened() as stream:
+        for _, row in JsonFile(text).objects(stream):
+            yield {name: row.get(name) for name in columns}
+
+
+_ENDINGS = (".parquet", ".csv", ".tsv", ".jsonl", ".ndjson", ".json")

@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
-from tqdm import tqdm
-
 from opengcl.curate.errors import CallError, CurateError, NotKeptError, StoppedError
+from opengcl.progress import progress_bar
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -63,7 +62,10 @@ def together(
             stop.set()
             raise
 
-    with tqdm(total=len(items), desc=task, disable=not progress) as bar, ThreadPoolExecutor(workers) as pool:
+    with (
+        progress_bar(total=len(items), desc=task, unit="request", show=progress) as bar,
+        ThreadPoolExecutor(workers) as pool,
+    ):
 
         def count(future: Future[Result | CallError]) -> None:
             ended = future.cancelled() or future.exception() or isinstance(future.result(), StoppedError)

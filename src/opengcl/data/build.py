@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float32, Int, UInt64
 
 from opengcl.data import images, tables
-from opengcl.data.problems import DataSetError, ProblemLog, place, shown
+from opengcl.data.problems import NO_FIELD, DataSetError, ProblemLog, place, shown
 from opengcl.data.qrels import Qrels
 from opengcl.data.records import KEYS, ORDER, TABLE, Records, id_keys, present_file
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType, Schema
@@ -313,7 +313,7 @@ class _RowWriter:
         names = ", ".join(self.side.fields)
         empty = np.flatnonzero(keep & ~np.logical_or.reduce(list(present.values())))
         examples = (f"{place(first + row, ids[row])} has none of {names}" for row in empty.tolist())
-        self._report(names, "no field present", "at least one field that is not empty", len(empty), examples)
+        self._report(names, NO_FIELD, "at least one field that is not empty", len(empty), examples)
         keep[empty] = False
 
     def _check_split(
@@ -390,7 +390,7 @@ class _PairCheck:
 
     def run(self) -> Qrels:
         query, document, score, row = self._read()
-        keep = self._first_of_each_pair(query, document, row)
+        keep = self._first_of_each_pair(query, document, score, row)
         return Qrels.sort(query[keep], document[keep], score[keep], len(self.queries))
 
     def _read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
@@ -452,7 +452,7 @@ class _PairCheck:
         return score, ~(null | infinite | outside)
 
     def _first_of_each_pair(
-        self, query: np.ndarray, document: np.ndarray, row: np.ndarray
+        self, query: np.ndarray, document: np.ndarray, score: np.ndarray, row: np.ndarray
     ) -> Bool[np.ndarray, "pairs"]:
         """Keeps the first of equal (query, document) pairs."""
         key = query.astype(np.int64) * len(self.documents) + document
@@ -462,13 +462,18 @@ class _PairCheck:
         keep = np.ones(len(key), bool)
         keep[again] = False
         columns = f"{QUERY_ID}, {DOCUMENT_ID}"
-        examples = (self._pair(int(query[at]), int(document[at]), row[at]) for at in again.tolist())
+
+        def example(at: int) -> str:
+            ids = (self.queries.ids(query[[at]])[0], self.documents.ids(document[[at]])[0])
+            first = int(np.flatnonzero(key == key[at])[0])
+            told = f"row {row[at]} repeats the pair {shown(ids)} of row {row[first]}"
+            return (
+                told if score[at] == score[first] else f"{told}, with the score {score[at]} instead of {score[first]}"
+            )
+
+        examples = map(example, again.tolist())
         self._report(columns, "duplicate pair", "each pair of ids once", len(again), examples)
         return keep
-
-    def _pair(self, query: int, document: int, row: int) -> str:
-        ids = (self.queries.ids([query])[0], self.documents.ids([document])[0])
-        return f"row {row} repeats the pair {shown(ids)}"
 
     def _report(self, column: str, kind: str, allowed: str, count: int, examples: Any) -> None:
         self.builder.log.add(self.table.name, column, kind, allowed, count, examples)

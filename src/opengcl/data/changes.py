@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from jaxtyping import Float32, Int64
 
 from opengcl.data import cache
@@ -18,6 +17,7 @@ from opengcl.data.dataset import RankedDataset, load_entry
 from opengcl.data.problems import EXAMPLES, shown
 from opengcl.data.records import Records
 from opengcl.data.schema import SCHEMA_FILE, Schema
+from opengcl.plain_yaml import parse_yaml
 
 _BLOCK_ROWS = 1024
 
@@ -64,7 +64,7 @@ def changes(before: dict[str, Any], now: RankedDataset, *, cache_dir: Path | Non
 
 
 def _changed_settings(before: str, now: str) -> Iterator[str]:
-    old, new = _flat(yaml.safe_load(before)), _flat(yaml.safe_load(now))
+    old, new = _flat(parse_yaml(before).mapping()), _flat(parse_yaml(now).mapping())
     for key in [*old, *(key for key in new if key not in old)]:
         if old.get(key) != new.get(key):
             yield f"{SCHEMA_FILE}: {key} was {shown(old.get(key))}, now {shown(new.get(key))}"

@@ -20,6 +20,7 @@ from opengcl.data.qrels import Qrels
 from opengcl.data.records import Records
 from opengcl.data.schema import SCHEMA_FILE, Schema
 from opengcl.data.splits import SPLITS, Splits
+from opengcl.named_folders import no_such_folder
 
 __all__ = ["DataSetError", "Problem", "Qrels", "RankedDataset", "Records", "write_dataset"]
 
@@ -40,6 +41,7 @@ class RankedDataset:
         documents: The rows of documents.parquet.
         qrels: The judged pairs.
         splits: Which rows and pairs belong to which split.
+        strict: Whether it was opened strictly. If not, what a model cannot read is left out and told, and no error.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class RankedDataset:
     qrels: Qrels
     splits: Splits
     _entry: Path
+    strict: bool = True
 
     @classmethod
     def open(
@@ -81,7 +84,7 @@ class RankedDataset:
         """
         folder = Path(path)
         if not folder.is_dir():
-            raise DataSetError(f"{folder}: no such folder; required: a folder with {SCHEMA_FILE} and three tables")
+            raise DataSetError(f"{no_such_folder(folder)}; required: a folder with {SCHEMA_FILE} and three tables")
         schema = Schema.read(folder)
         parent = cache.root(cache_dir)
         names = _entries(cache.key(folder), strict=strict, check_images=check_images)
@@ -98,20 +101,20 @@ class RankedDataset:
             raise DataSetError(f"{entry}: this cache entry is damaged ({error}); remove it and open again") from error
         for problem in found.problems:
             log.warning("Skipped: %s", problem)
-        return found
+        return replace(found, strict=strict)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels to a spawned worker as the places of its files, not as their content."""
-        return load_entry, (self.path, self.schema, self._entry)
+        return load_entry, (self.path, self.schema, self._entry, self.strict)
 
     def describe(self) -> dict[str, Any]:
         """Counts, ready for JSON.
 
         Returns:
-            ``name``, ``fingerprint``, ``queries``, ``documents``, ``pairs``; ``splits``: for each split its
-            ``queries`` (with a judged document there), ``dev_queries``, ``test_queries``, ``documents`` and
-            ``pairs``; ``missing``: for both sides the rows that lack each field; ``problems``: rows skipped or
-            changed for each kind of problem.
+            ``name``, ``fingerprint``, ``queries``, ``documents``, ``pairs``; ``not_relevant``: pairs with a score of 0
+            or below; ``splits``: for each split its ``queries`` (with a judged document there), ``dev_queries``,
+            ``test_queries``, ``documents`` and ``pairs``; ``missing``: for both sides the rows that lack each field;
+            ``problems``: rows skipped or changed for each kind of problem.
         """
         pairs = self.splits.pair_counts()
         counts = {
@@ -130,6 +133,7 @@ class RankedDataset:
             "queries": len(self.queries),
             "documents": len(self.documents),
             "pairs": len(self.qrels),
+            "not_relevant": self.qrels.not_relevant()[0],
             "splits": counts,
             "missing": {"queries": self.queries.missing(), "documents": self.documents.missing()},
             "problems": [
@@ -214,7 +218,7 @@ def build_entry(builder: Builder) -> str:
     return _entry_name(key, skipped=bool(problems), check_images=builder.check_images)
 
 
-def load_entry(folder: Path, schema: Schema, entry: Path) -> RankedDataset:
+def load_entry(folder: Path, schema: Schema, entry: Path, strict: bool = True) -> RankedDataset:
     """Memory-maps a cache entry."""
     meta = json.loads((entry / cache.META).read_text(encoding="utf-8"))
     problems = [Problem(**{**one, "examples": tuple(one["examples"])}) for one in meta["problems"]]
@@ -225,5 +229,7 @@ def load_entry(folder: Path, schema: Schema, entry: Path) -> RankedDataset:
     query_seen, document_seen, query_dev = (
         np.load(entry / mark, mmap_mode="r") for mark in (f"queries/{SEEN}", f"documents/{SEEN}", f"queries/{DEV}")
     )
-    splits = Splits(query_seen, document_seen, query_dev, qrels.query, qrels.document)
-    return RankedDataset(folder, schema, meta["fingerprint"], problems, queries, documents, qrels, splits, entry)
+    splits = Splits(query_seen, document_seen, query_dev, qrels.query, qrels.document, qrels.score)
+    return RankedDataset(
+        folder, schema, meta["fingerprint"], problems, queries, documents, qrels, splits, entry, strict
+    )

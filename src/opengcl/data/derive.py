@@ -75,7 +75,7 @@ def bring_picture_files(batch: pa.RecordBatch, side: Side, folder: Path, out: Pa
             for cell in tables.pictures(batch.column(name), file=side.file, column=name, first_row=0):
                 value = cell.as_py()
                 path = value if isinstance(value, str) else _path_only(value)
-                if path:
+                if path and not images.is_data_uri(path):
                     _bring(path, folder, out)
 
 
@@ -90,7 +90,7 @@ def _bring(path: str, folder: Path, out: Path) -> None:
     except images.PictureError:
         return
     target = out / path
-    if not source.is_file() or target.exists():
+    if not os.path.isfile(source) or target.exists():  # noqa: PTH113 - Path.is_file raises where a name is too long
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     try:

@@ -6,6 +6,8 @@ from pathlib import Path
 
 import duckdb
 
+from opengcl.data.problems import DataSetError, shown
+
 MEMORY = "1GB"
 """What a connection may hold; beyond it DuckDB spills to its temporary folder."""
 
@@ -17,6 +19,9 @@ def connect(temporary: Path, *, memory: str = MEMORY, threads: int | None = None
         temporary: Where it puts what does not fit; made when it is needed, and the caller's to remove.
         memory: Upper bound of its buffers, such as ``1GB``.
         threads: How many it uses; all by default.
+
+    Raises:
+        DataSetError: It cannot start with these.
     """
     settings: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": memory,
@@ -27,6 +32,11 @@ def connect(temporary: Path, *, memory: str = MEMORY, threads: int | None = None
     }
     if threads is not None:
         settings["threads"] = threads
-    database = duckdb.connect(":memory:", config=settings)
+    try:
+        database = duckdb.connect(":memory:", config=settings)
+    except (duckdb.Error, RuntimeError) as error:  # RuntimeError: a path that is no text
+        found = f"memory {shown(memory)}, threads {threads}, temporary folder {shown(str(temporary))}"
+        allowed = "a size such as 1GB, a whole number from 1, a path in UTF-8"
+        raise DataSetError(f"DuckDB cannot start: found {found}; allowed: {allowed}") from error
     database.execute("SET enable_progress_bar = false")  # it would write to stdout
     return database

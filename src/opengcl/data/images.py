@@ -1,7 +1,8 @@
-"""Reading pictures: from bytes or files inside the data set's folder, always as upright RGB."""
+"""Reading pictures: from bytes, data URIs or files inside the data set's folder, always as upright RGB."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import hashlib
@@ -9,9 +10,12 @@ import io
 import os
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
+from urllib.parse import unquote, unquote_to_bytes
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
+
+from opengcl.data.problems import shown
 
 MAX_PIXELS = 50_000_000
 """Pictures with more pixels are refused from their header, before anything is decoded."""
@@ -23,6 +27,8 @@ MAX_BYTES = 32 << 20
 _FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
 _CHECK_SCALE = 8
+_LONGEST_HEAD = 1000
+_URL_SAFE = str.maketrans("-_", "+/")
 
 
 class PictureError(ValueError):
@@ -30,7 +36,7 @@ class PictureError(ValueError):
 
 
 Cell = bytes | str | dict[str, Any]
-"""What an image column holds: the file's bytes, a path, or Hugging Face's ``{"bytes": ..., "path": ...}``."""
+"""What an image column holds: a file's bytes, a path, a data URI, or Hugging Face's ``{"bytes": ..., "path": ...}``."""
 
 
 def load(cell: Cell, root: Path, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -80,7 +86,7 @@ def stamp(cell: Cell, root: Path) -> int:
     path = cell if isinstance(cell, str) else None
     if isinstance(cell, dict) and not cell.get("bytes"):
         path = cell.get("path")
-    if path is None:
+    if path is None or is_data_uri(path):
         return 0
     try:
         found = inside(path, root).stat()
@@ -94,14 +100,47 @@ def read(cell: Cell, root: Path) -> bytes:
     """The bytes of a picture's file.
 
     Raises:
-        PictureError: If a path leaves `root`, a file cannot be read, or it is over `MAX_BYTES`.
+        PictureError: If a path leaves `root`, a file or a data URI cannot be read, or it is over `MAX_BYTES`.
     """
     if isinstance(cell, dict):
         cell = cell.get("bytes") or cell.get("path") or b""
-    data = _read_file(inside(cell, root)) if isinstance(cell, str) else cell
+    if isinstance(cell, str):
+        data = _of_data_uri(cell) if is_data_uri(cell) else _read_file(inside(cell, root))
+    else:
+        data = cell
     if len(data) > MAX_BYTES:
         raise PictureError(f"over {MAX_BYTES:,} bytes, the limit")
     return data
+
+
+def is_data_uri(text: str) -> bool:
+    """Whether a text holds a picture itself, ``data:image/png;base64,...`` (RFC 2397)."""
+    return text.lstrip()[:5].lower() == "data:"
+
+
+def _of_data_uri(text: str) -> bytes:
+    """The bytes in a data URI, base64 or percent-encoded.
+
+    Raises:
+        PictureError: It is over `MAX_BYTES`, says that it is no picture, or cannot be decoded.
+    """
+    if len(text) > 3 * MAX_BYTES + _LONGEST_HEAD:  # percent signs take three characters a byte
+        raise PictureError(f"a data URI of over {MAX_BYTES:,} bytes, the limit")
+    head, comma, body = text.strip().partition(",")
+    kind, *parameters = head[5:].lower().split(";")
+    if not comma or len(head) > _LONGEST_HEAD:
+        raise PictureError(f"{shown(head)} is no data URI; allowed: data:image/png;base64,... and the like")
+    if kind and not kind.strip().startswith("image/"):
+        raise PictureError(f"a data URI of type {shown(kind)}; allowed: image/png, image/jpeg and the like")
+    if "base64" not in [one.strip() for one in parameters]:
+        return unquote_to_bytes(body)
+    if len(body) > MAX_BYTES * 3 // 2:
+        raise PictureError(f"a data URI of over {MAX_BYTES:,} bytes, the limit")
+    try:
+        whole = "".join(unquote(body).split()).translate(_URL_SAFE)
+        return base64.b64decode(whole + "=" * (-len(whole) % 4), validate=True)
+    except ValueError as error:
+        raise PictureError(f"a data URI whose base64 is broken: {error}") from error
 
 
 def inside(path: str, root: Path) -> Path:
@@ -111,22 +150,25 @@ def inside(path: str, root: Path) -> Path:
         PictureError: If the path is absolute, has a ``..``, or leads outside through a link.
     """
     if PurePosixPath(path).is_absolute() or PureWindowsPath(path).anchor:
-        raise PictureError(f"path {path!r} is absolute; allowed: relative to the data set's folder")
+        raise PictureError(f"path {shown(path)} is absolute; allowed: relative to the data set's folder")
     if ".." in PurePosixPath(path).parts or ".." in PureWindowsPath(path).parts:
-        raise PictureError(f"path {path!r} has a '..'; allowed: inside the data set's folder")
+        raise PictureError(f"path {shown(path)} has a '..'; allowed: inside the data set's folder")
+    if path.lstrip()[:8].lower().startswith(("http://", "https://")):
+        raise PictureError(f"{shown(path)} is a URL; allowed: a path (opengcl data import fetches pictures)")
     try:
         real = (root / path).resolve()
     except (OSError, RuntimeError, ValueError) as error:
-        raise PictureError(f"path {path!r} cannot be followed: {error}") from error
+        reason = getattr(error, "strerror", None) or str(error)[:200]
+        raise PictureError(f"path {shown(path)} cannot be followed: {reason}") from error
     if not real.is_relative_to(root.resolve()):
-        raise PictureError(f"path {path!r} leaves the data set's folder through a link; allowed: inside it")
+        raise PictureError(f"path {shown(path)} leaves the data set's folder through a link; allowed: inside it")
     return real
 
 
 def _read_file(path: Path) -> bytes:
     """At most one byte over the limit, so that a wrong path to a huge file costs nothing."""
-    if not path.is_file():
-        raise PictureError(f"no file {path}")
+    if not os.path.isfile(path):  # noqa: PTH113 - Path.is_file raises where a name is too long
+        raise PictureError(f"no file {str(path)[:500]}")
     try:
         with path.open("rb") as file:
             return file.read(MAX_BYTES + 1)

@@ -11,8 +11,20 @@ EXAMPLES = 5
 """Examples listed for each kind of problem; the count is always of all of them."""
 
 
+NO_FIELD = "no field present"
+"""The kind of problem of a row that lacks all fields: nothing is broken, there is only nothing to read."""
+
+
 class DataSetError(ValueError):
-    """A data set that cannot be used as it is: what was found, what is allowed, and where."""
+    """A data set that cannot be used as it is: what was found, what is allowed, and where.
+
+    Attributes:
+        key: Where in a YAML file the value is, if it came from one.
+    """
+
+    def __init__(self, message: str, *, key: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(frozen=True)
@@ -79,9 +91,29 @@ class ProblemLog:
             raise DataSetError("\n".join(str(problem) for problem in self.found.values()))
 
 
+def not_relevant_note(pairs: int, below: int) -> str | None:
+    """A sentence for data in which most scores are below 0, as a cross-encoder's logits are; None for all other data.
+
+    Args:
+        pairs: How many judged pairs there are.
+        below: How many of them have a score below 0.
+    """
+    if 2 * below <= pairs:
+        return None
+    return (
+        f"{below:,} of {pairs:,} scores are below 0, and a score of 0 or below means judged not relevant: what these "
+        "say about order is lost"
+    )
+
+
 def shown(value: object) -> str:
     """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
     return reprlib.repr(value)
+
+
+def number_of(count: int, noun: str, plural: str | None = None) -> str:
+    """``1 row``, ``2,000 rows``, ``3 queries``."""
+    return f"{count:,} {noun if count == 1 else plural or f'{noun}s'}"
 
 
 def place(row: int, identifier: object) -> str:

@@ -10,6 +10,7 @@ from jaxtyping import Float32, Int, Int32, Int64
 from opengcl.data.problems import DataSetError
 
 _ARRAYS = ("query", "document", "score", "offsets")
+_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,14 @@ class Qrels:
             score[order].astype(np.float32, copy=False),
             offsets,
         )
+
+    def not_relevant(self) -> tuple[int, int]:
+        """How many pairs are judged not relevant, with a score of 0 or below, and how many of them have one below 0."""
+        found = np.zeros(2, np.int64)
+        for start in range(0, len(self), _BLOCK):
+            block = np.asarray(self.score[start : start + _BLOCK])
+            found += [np.count_nonzero(block <= 0), np.count_nonzero(block < 0)]
+        return int(found[0]), int(found[1])
 
     def save(self, folder: Path) -> None:
         """Writes the four arrays as ``.npy`` files."""

@@ -8,9 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast, get_args
 
-import yaml
-
 from opengcl.data.problems import DataSetError, shown
+from opengcl.plain_yaml import Key, YamlError, YamlFile, advice, parse_yaml, read_yaml, write_yaml
 
 FieldType = Literal["text", "image"]
 FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
@@ -21,7 +20,7 @@ DOCUMENT_ID = "doc_id"
 SPLIT = "split"
 PART = "part"
 _OPTIONAL = ("splits", "provenance")
-_LARGEST_FILE = 1 << 20
+_TEXTS = ("name",)  # where dataset.yaml wants a text, whatever it looks like
 
 
 @dataclass(frozen=True)
@@ -48,11 +47,13 @@ class SplitOptions:
             DataSetError: If a share is not a number in [0, 1], or the seed not an integer.
         """
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
-            raise DataSetError(f"splits.seed: found {shown(self.seed)}; allowed: an integer")
+            found = f"{shown(self.seed)}; allowed: an integer{advice(self.seed)}"
+            raise DataSetError(f"splits.seed: found {found}", key=("splits", "seed"))
         for name in ("seen_queries", "seen_documents", "dev"):
             share = getattr(self, name)
             if not _is_number(share) or not 0 <= share <= 1:
-                raise DataSetError(f"splits.{name}: found {shown(share)}; allowed: a number from 0 to 1")
+                found = f"{shown(share)}; allowed: a number from 0 to 1{advice(share)}"
+                raise DataSetError(f"splits.{name}: found {found}", key=("splits", name))
 
 
 @dataclass(frozen=True)
@@ -84,15 +85,27 @@ class Schema:
             DataSetError: Naming the part, what was found and what is allowed.
         """
         if not isinstance(self.name, str) or not self.name.strip():
-            raise DataSetError(f"name: found {shown(self.name)}; allowed: a text that is not empty")
+            raise DataSetError(f"name: found {shown(self.name)}; allowed: a text that is not empty", key=("name",))
         _check_fields("queries", self.queries, (QUERY_ID, SPLIT, PART))
         _check_fields("documents", self.documents, (DOCUMENT_ID, SPLIT))
         for bound in ("min", "max"):
             value = getattr(self, f"score_{bound}")
             if not _is_number(value) or not math.isfinite(value):
-                raise DataSetError(f"score.{bound}: found {shown(value)}; allowed: a finite number")
+                found = f"{shown(value)}; allowed: a finite number{advice(value)}"
+                raise DataSetError(f"score.{bound}: found {found}", key=("score", bound))
         if self.score_min >= self.score_max:
-            raise DataSetError(f"score: found min {self.score_min} and max {self.score_max}; allowed: min < max")
+            found = f"found min {self.score_min} and max {self.score_max}"
+            raise DataSetError(f"score: {found}; allowed: min < max", key=("score",))
+
+    @property
+    def relevance_range(self) -> tuple[float, float]:
+        """The range of relevance: scores below 0 count as 0 (`opengcl.metrics.relevance`)."""
+        return max(0.0, self.score_min), max(0.0, self.score_max)
+
+    def share(self, score: float) -> float:
+        """Where a score's relevance lies in its range, in [0, 1], to be shown as a colour or in per cent."""
+        low, high = self.relevance_range
+        return min(1.0, max(0.0, (max(0.0, score) - low) / (high - low))) if low < high else 0.0
 
     @classmethod
     def parse(cls, text: str) -> Schema:
@@ -102,12 +115,22 @@ class Schema:
             DataSetError: If it is not YAML, has unknown or missing keys, or values that are not allowed.
         """
         try:
-            found = yaml.safe_load(text)
-        except (yaml.YAMLError, ValueError, RecursionError) as error:
-            raise DataSetError(f"not readable as YAML: {error}") from error
-        top = _mapping("the file", found, required=("name", "queries", "documents", "score"), optional=_OPTIONAL)
-        score = _mapping("score", top["score"], required=("min", "max"))
-        splits = _mapping("splits", top.get("splits", {}), optional=tuple(asdict(SplitOptions())))
+            return cls._of(parse_yaml(text, texts=_TEXTS))
+        except YamlError as error:
+            raise DataSetError(str(error)) from error
+
+    @classmethod
+    def _of(cls, read: YamlFile) -> Schema:
+        try:
+            return cls._from(read.content)
+        except DataSetError as error:
+            raise DataSetError(f"{read.place(error.key)}: {error}".removeprefix(": ")) from error
+
+    @classmethod
+    def _from(cls, content: object) -> Schema:
+        top = _mapping((), content, required=("name", "queries", "documents", "score"), optional=_OPTIONAL)
+        score = _mapping(("score",), top["score"], required=("min", "max"))
+        splits = _mapping(("splits",), top.get("splits", {}), optional=tuple(asdict(SplitOptions())))
         return cls(
             name=cast(str, top["name"]),
             queries=cast(dict[str, FieldType], top["queries"]),
@@ -115,7 +138,7 @@ class Schema:
             score_min=cast(float, score["min"]),
             score_max=cast(float, score["max"]),
             splits=SplitOptions(**cast(dict[str, Any], splits)),
-            provenance=dict(_mapping("provenance", top.get("provenance", {}), any_key=True)),
+            provenance=dict(_mapping(("provenance",), top.get("provenance", {}), any_key=True)),
         )
 
     @classmethod
@@ -125,19 +148,10 @@ class Schema:
         Raises:
             DataSetError: If the file is missing, unreadable or wrong; the message names it.
         """
-        path = folder / SCHEMA_FILE
         try:
-            data = path.read_bytes()
-        except OSError as error:
-            raise DataSetError(f"{path}: cannot be read: {error.strerror}") from error
-        if len(data) > _LARGEST_FILE:
-            raise DataSetError(f"{path}: found {len(data):,} bytes; allowed: up to {_LARGEST_FILE:,}")
-        try:
-            return cls.parse(data.decode("utf-8"))
-        except UnicodeDecodeError as error:
-            raise DataSetError(f"{path}: byte {error.start} is not UTF-8") from error
-        except DataSetError as error:
-            raise DataSetError(f"{path}: {error}") from error
+            return cls._of(read_yaml(folder / SCHEMA_FILE, texts=_TEXTS))
+        except YamlError as error:
+            raise DataSetError(str(error)) from error
 
     def to_yaml(self) -> str:
         """The text of a ``dataset.yaml`` that reads back as this schema."""
@@ -151,7 +165,7 @@ class Schema:
             content["splits"] = asdict(self.splits)
         if self.provenance:
             content["provenance"] = self.provenance
-        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+        return write_yaml(content)
 
 
 def _is_number(value: object) -> bool:
@@ -159,27 +173,35 @@ def _is_number(value: object) -> bool:
 
 
 def _mapping(
-    where: str, found: object, *, required: Iterable[str] = (), optional: Iterable[str] = (), any_key: bool = False
+    key: Key, found: object, *, required: Iterable[str] = (), optional: Iterable[str] = (), any_key: bool = False
 ) -> Mapping[str, object]:
     """A YAML mapping with exactly these keys, or an error that lists the valid ones; ``any_key`` allows all."""
+    where = ".".join(key) or "the file"
     if not isinstance(found, dict):
-        raise DataSetError(f"{where}: found {shown(found)}; allowed: a mapping")
+        told = "nothing" if found is None else shown(found)
+        raise DataSetError(f"{where}: found {told}; allowed: a mapping", key=key)
     valid = [*required, *optional]
-    if unknown := [] if any_key else [key for key in found if key not in valid]:
-        raise DataSetError(f"{where}: unknown key {shown(unknown[0])}; allowed: {', '.join(valid)}")
-    if missing := [key for key in required if key not in found]:
-        raise DataSetError(f"{where}: the key '{missing[0]}' is missing; required: {', '.join(required)}")
+    if unknown := [] if any_key else [name for name in found if name not in valid]:
+        message = f"{where}: unknown key {shown(unknown[0])}; allowed: {', '.join(valid)}"
+        raise DataSetError(message, key=(*key, str(unknown[0])))
+    if missing := [name for name in required if name not in found]:
+        message = f"{where}: the key '{missing[0]}' is missing; required: {', '.join(required)}"
+        raise DataSetError(message, key=key)
     return found
 
 
 def _check_fields(side: str, fields: object, reserved: tuple[str, ...]) -> None:
     """Raises unless `fields` maps column names to field types and has at least one."""
     if not isinstance(fields, dict) or not fields:
-        raise DataSetError(f"{side}: found {shown(fields)}; allowed: a mapping of columns to text or image")
+        message = f"{side}: found {shown(fields)}; allowed: a mapping of columns to text or image"
+        raise DataSetError(message, key=(side,))
     for name, kind in fields.items():
+        key = (side, str(name))
         if not isinstance(name, str) or not name.strip():
-            raise DataSetError(f"{side}: found the field {shown(name)}; allowed: a column's name (quote it)")
+            raise DataSetError(f"{side}: found the field {shown(name)}; allowed: a column's name (a text)", key=key)
         if name in reserved:
-            raise DataSetError(f"{side}: the column '{name}' cannot be a model field; allowed: any other column")
+            message = f"{side}: the column '{name}' cannot be a model field; allowed: any other column"
+            raise DataSetError(message, key=key)
         if kind not in FIELD_TYPES:
-            raise DataSetError(f"{side}.{name}: found {shown(kind)}; allowed: {', '.join(FIELD_TYPES)}")
+            message = f"{side}.{name}: found {shown(kind)}; allowed: {', '.join(FIELD_TYPES)}"
+            raise DataSetError(message, key=key)

@@ -82,6 +82,7 @@ class Splits:
         query_dev: Bool[np.ndarray, "queries"],
         pair_query: Int[np.ndarray, "pairs"],
         pair_document: Int[np.ndarray, "pairs"],
+        pair_score: Float[np.ndarray, "pairs"] | None = None,
     ) -> None:
         """Keeps the arrays; none is copied.
 
@@ -91,20 +92,23 @@ class Splits:
             query_dev: Which queries are of the dev part.
             pair_query: Query row of each judged pair.
             pair_document: Document row of each judged pair.
+            pair_score: Score of each judged pair; None where every pair is relevant.
 
         Raises:
             DataSetError: If lengths do not fit each other.
         """
-        if len(query_seen) != len(query_dev) or len(pair_query) != len(pair_document):
+        scores = len(pair_query) if pair_score is None else len(pair_score)
+        if len(query_seen) != len(query_dev) or not len(pair_query) == len(pair_document) == scores:
             raise DataSetError(
-                f"splits: {len(query_seen)} queries with {len(query_dev)} dev marks, "
-                f"{len(pair_query)} pair queries with {len(pair_document)} pair documents; allowed: equal lengths"
+                f"splits: {len(query_seen)} queries with {len(query_dev)} dev marks, {len(pair_query)} pair queries "
+                f"with {len(pair_document)} pair documents and {scores} scores; allowed: equal lengths"
             )
         self.query_seen = query_seen
         self.document_seen = document_seen
         self.query_dev = query_dev
         self._pair_query = pair_query
         self._pair_document = pair_document
+        self._pair_score = pair_score
 
     def query_rows(self, split: str, part: Part = "all") -> Int[np.ndarray, "rows"]:
         """Queries of one part of a split that have a judged document in the split's half, ascending.
@@ -161,8 +165,12 @@ class Splits:
         return np.concatenate(found)
 
     def training_pairs(self) -> Int[np.ndarray, "rows"]:
-        """Positions of the pairs to train on: seen query and seen document, `pairs("in_domain")`."""
-        return self.pairs("in_domain")
+        """Positions of the pairs to train on: of `pairs("in_domain")` those with a score above 0.
+
+        The others are judged not relevant: what training knows about a batch, but nothing to draw.
+        """
+        pairs = self.pairs("in_domain")
+        return pairs if self._pair_score is None else pairs[self._pair_score[pairs] > 0]
 
     def pair_counts(self) -> dict[str, int]:
         """Judged pairs in each split; they add up to all pairs."""

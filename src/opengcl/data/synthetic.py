@@ -23,12 +23,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import yaml
 from jaxtyping import Float
 
 from opengcl.data.dataset import write_dataset
 from opengcl.data.schema import Schema
 from opengcl.data.shop_pictures import COLOURS, MARKS, PATTERNS, draw_product
+from opengcl.plain_yaml import YamlError, read_yaml
 
 NAME = "synthetic-shop"
 DEPTH = 50
@@ -163,8 +163,8 @@ def _check_replaceable(out: Path) -> None:
 
 def _is_ours(config: Path) -> bool:
     try:
-        content = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = read_yaml(config).content
+    except YamlError:
         return False
     return isinstance(content, dict) and content.get("name") == NAME
 

@@ -13,13 +13,18 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
+from opengcl.progress import progress_bar
 
 PICTURE = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])
 """Hugging Face's `Image` column, with 64-bit offsets."""
+
+_PICTURES = (
+    "binary (the file's bytes), string (a path relative to the folder, or a data URI), or "
+    "struct<bytes: binary, path: string>"
+)
 
 MAX_TEXT_BYTES = 1_000_000
 """A text field's largest value. Encoders read some hundred words; a tokeniser takes gigabytes for far longer ones."""
@@ -71,20 +76,19 @@ class Table:
         return list(self.file.schema_arrow.names)
 
     def type_of(self, column: str) -> pa.DataType:
-        """A column's type, a dictionary's value type for a dictionary.
+        """A column's type as `plain` leaves it.
 
         Raises:
             DataSetError: If there is no such column.
         """
         if column not in self.columns:
             raise DataSetError(f"{self.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
-        found = self.file.schema_arrow.field(column).type
-        return found.value_type if pt.is_dictionary(found) else found
+        return plain_type(self.file.schema_arrow.field(column).type)
 
     def require_text(self, column: str) -> None:
         """Raises `DataSetError` unless the column exists and holds strings."""
         found = self.type_of(column)
-        if not _is_text(found):
+        if not is_text(found):
             raise DataSetError(f"{self.name}, column '{column}': found type {found}; allowed: string")
 
     def require_number(self, column: str) -> None:
@@ -96,12 +100,11 @@ class Table:
     def require_field(self, column: str, kind: FieldType) -> None:
         """Raises `DataSetError` unless the column can be a model field of this kind."""
         found = self.type_of(column)
-        if kind == "text" and not (_is_text(found) or pt.is_null(found)):
+        if kind == "text" and not (is_text(found) or pt.is_null(found)):
             raise DataSetError(f"{self.name}, column '{column}': found type {found}; allowed for a text field: string")
-        if kind == "image" and _picture_type(found) is None:
+        if kind == "image" and picture_type(found) is None:
             raise DataSetError(
-                f"{self.name}, column '{column}': found type {found}; allowed for an image field: binary (the "
-                "file's bytes), string (a path relative to the folder), or struct<bytes: binary, path: string>"
+                f"{self.name}, column '{column}': found type {found}; allowed for an image field: {_PICTURES}"
             )
 
     def batches(self, columns: list[str] | None = None, *, task: str, progress: bool) -> Iterator[pa.RecordBatch]:
@@ -115,7 +118,7 @@ class Table:
         Raises:
             DataSetError: If the file turns out to be broken.
         """
-        with tqdm(total=self.rows, desc=task, unit=" rows", disable=not progress, delay=_PROGRESS_DELAY) as bar:
+        with progress_bar(total=self.rows, desc=task, unit=" rows", show=progress, delay=_PROGRESS_DELAY) as bar:
             batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
             read = 0
             while batch := self._told(lambda: next(batches, None)):
@@ -145,8 +148,41 @@ class Table:
 
 
 def plain(array: pa.Array) -> pa.Array:
-    """A column as the cache keeps it: dictionaries resolved, as they differ from batch to batch."""
-    return array.dictionary_decode() if pt.is_dictionary(array.type) else array
+    """A column as the cache keeps it: dictionaries resolved at any depth, as they differ from batch to batch.
+
+    Extension types become what they store, runs single values, and views plain texts and bytes.
+    """
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain(array.storage)
+    if pt.is_run_end_encoded(kind):
+        return plain(pc.run_end_decode(array))
+    if pt.is_dictionary(kind):
+        return plain(array.dictionary_decode())
+    wanted = plain_type(kind)
+    return array if wanted == kind else array.cast(wanted)
+
+
+def plain_type(kind: pa.DataType) -> pa.DataType:
+    """The type that `plain` gives."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return plain_type(kind.storage_type)
+    if pt.is_dictionary(kind) or pt.is_run_end_encoded(kind):
+        return plain_type(kind.value_type)
+    if pt.is_struct(kind):
+        return pa.struct([one.with_type(plain_type(one.type)) for one in kind])
+    if pt.is_map(kind):
+        return pa.map_(plain_type(kind.key_type), plain_type(kind.item_type))
+    if pt.is_fixed_size_list(kind):
+        return pa.list_(kind.value_field.with_type(plain_type(kind.value_type)), kind.list_size)
+    if pt.is_string_view(kind):
+        return pa.large_string()
+    if pt.is_binary_view(kind):
+        return pa.large_binary()
+    if pt.is_list(kind) or pt.is_large_list(kind):
+        make = pa.list_ if pt.is_list(kind) else pa.large_list
+        return make(kind.value_field.with_type(plain_type(kind.value_type)))
+    return kind
 
 
 def text(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array:
@@ -197,7 +233,7 @@ def other(array: pa.Array, *, file: str, column: str, first_row: int) -> tuple[p
     array = plain(array)
     if _is_valid(array):
         return array, {}
-    if _is_text(array.type):
+    if is_text(array.type):
         return readable_texts(array)
     raise DataSetError(f"{file}, column '{column}', from row {first_row}: not valid as {array.type}")
 
@@ -225,9 +261,15 @@ def _is_broken(value: pa.Scalar) -> bool:
 
 
 def pictures(array: pa.Array, *, file: str, column: str, first_row: int) -> pa.Array:
-    """An image column as ``large_binary``, ``large_string`` or `PICTURE`."""
+    """An image column as ``large_binary``, ``large_string`` or `PICTURE`.
+
+    Raises:
+        DataSetError: Its type cannot hold pictures, or a path is not UTF-8.
+    """
     array = plain(array)
-    target = _picture_type(array.type)
+    target = picture_type(array.type)
+    if target is None:
+        raise DataSetError(f"{file}, column '{column}': found type {array.type}; allowed for pictures: {_PICTURES}")
     if target == pa.large_string():
         return text(array, file=file, column=column, first_row=first_row)
     if target == pa.large_binary():
@@ -252,7 +294,8 @@ def present(array: pa.Array) -> pa.BooleanArray:
     return pc.fill_null(pc.greater(pc.binary_length(array), 0), False)
 
 
-def _is_text(found: pa.DataType) -> bool:
+def is_text(found: pa.DataType) -> bool:
+    """Whether a type is one of Arrow's string types."""
     return bool(pt.is_string(found) or pt.is_large_string(found) or pt.is_string_view(found))
 
 
@@ -260,9 +303,9 @@ def _is_bytes(found: pa.DataType) -> bool:
     return bool(pt.is_binary(found) or pt.is_large_binary(found) or pt.is_binary_view(found))
 
 
-def _picture_type(found: pa.DataType) -> pa.DataType | None:
+def picture_type(found: pa.DataType) -> pa.DataType | None:
     """The type that `pictures` gives, or None for a type that cannot hold pictures."""
-    if _is_text(found):
+    if is_text(found):
         return pa.large_string()
     if _is_bytes(found) or pt.is_null(found):
         return pa.large_binary()
@@ -271,7 +314,7 @@ def _picture_type(found: pa.DataType) -> pa.DataType | None:
     parts = {part.name: part.type for part in found}
     fits = {
         "bytes": lambda kind: _is_bytes(kind) or pt.is_null(kind),
-        "path": lambda kind: _is_text(kind) or pt.is_null(kind),
+        "path": lambda kind: is_text(kind) or pt.is_null(kind),
     }
     ok = bool(parts) and all(name in fits and fits[name](kind) for name, kind in parts.items())
     return PICTURE if ok else None

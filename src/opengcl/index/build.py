@@ -17,16 +17,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.types as pt
 from jaxtyping import Float32, Int
-from tqdm.auto import tqdm
 
 from opengcl.data import DataSetError, RankedDataset, Records
-from opengcl.encode import encode, inputs_for
+from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.filters import FieldType
 from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
-from opengcl.vector_shards import ShardError, read_manifest, read_shard
+from opengcl.progress import progress_bar
+from opengcl.vector_shards import ShardError, read_left_out, read_manifest, read_shard
 
 CHUNK_ROWS = 4096
 """Documents encoded and written at a time; a build that was stopped goes on with the first chunk that isn't there."""
@@ -53,6 +53,9 @@ def build_index(
     progress: bool = True,
 ) -> Index:
     """Encodes all documents of a data set into a new index, and makes it the live one.
+
+    Documents without any of the model's fields are an error that names them; in a data set that was not opened strictly
+    they are left out, with a warning that counts them.
 
     The index that was live is searched meanwhile and stays in the store. Stopped at any moment, the same call goes on
     where it was, and gives the same index. A call for what is live already does nothing.
@@ -85,9 +88,11 @@ def build_index(
     fingerprint = model_fingerprint(run)
     documents = dataset.documents
     if vectors is None:
-        width, source = encoded(BiEncoder.load(run, device=device), documents)
+        model = BiEncoder.load(run, device=device)
+        width, source = encoded(model, documents, strict=dataset.strict)
+        rows = rows_with_fields(model, documents, "document")
     else:
-        width, source = from_shards(Path(vectors), model=fingerprint, data=dataset.fingerprint)
+        width, rows, source = from_shards(Path(vectors), documents, model=fingerprint, data=dataset.fingerprint)
     if dimension is not None and not 1 <= dimension <= width:
         raise VectorIndexError(f"dimension: found {dimension}; allowed: 1 to {width}, the width of the model's vectors")
     spec = IndexSpec(
@@ -102,16 +107,16 @@ def build_index(
     if index.name == store.live():
         log.info("index %s is live already", index.name)
         return index
-    fill(index, documents, source, chunk_rows=chunk_rows, progress=progress)
+    fill(index, documents, source, rows=rows, chunk_rows=chunk_rows, progress=progress)
     index.finish()
     if swap:
         store.swap(index.name)
     return index
 
 
-def encoded(model: BiEncoder, documents: Records) -> tuple[int, Vectors]:
-    """The width of a model's vectors, and what encodes rows of documents."""
-    inputs = inputs_for(model, documents, "document")
+def encoded(model: BiEncoder, documents: Records, *, strict: bool = True) -> tuple[int, Vectors]:
+    """The width of a model's vectors, and what encodes rows of documents; ``strict`` as in `inputs_for`."""
+    inputs = inputs_for(model, documents, "document", strict=strict)
 
     def source(rows: Rows) -> Float32[np.ndarray, "rows width"]:
         return encode(model, documents, "document", rows, inputs=inputs)
@@ -119,8 +124,8 @@ def encoded(model: BiEncoder, documents: Records) -> tuple[int, Vectors]:
     return model.encoder.get_embedding_dimension() or 0, source
 
 
-def from_shards(folder: Path, *, model: str, data: str) -> tuple[int, Vectors]:
-    """The width of vectors in files, and what reads those of rows.
+def from_shards(folder: Path, documents: Records, *, model: str, data: str) -> tuple[int, Rows, Vectors]:
+    """The width of vectors in files, the rows of the documents that have one, and what reads those of rows.
 
     Raises:
         ShardError: The files are not all there, or not the float32 vectors of this model and data's documents.
@@ -131,14 +136,19 @@ def from_shards(folder: Path, *, model: str, data: str) -> tuple[int, Vectors]:
         if getattr(manifest, name) != value:
             raise ShardError(f"{folder}: {name}: found {getattr(manifest, name)}; required: {value}")
 
+    kept = np.setdiff1d(np.arange(len(documents)), documents.find(read_left_out(folder, manifest)))
+    if len(kept) != manifest.rows:
+        raise ShardError(f"{folder}: rows: found {manifest.rows:,}; required: {len(kept):,}, those of {documents.file}")
+
     @functools.lru_cache(maxsize=2)
     def shard(number: int) -> np.ndarray:
         return read_shard(folder, manifest, number)[1]
 
     def source(rows: Rows) -> Float32[np.ndarray, "rows width"]:
-        return np.stack([shard(row // manifest.shard_rows)[row % manifest.shard_rows] for row in rows.tolist()])
+        places = np.searchsorted(kept, rows).tolist()
+        return np.stack([shard(place // manifest.shard_rows)[place % manifest.shard_rows] for place in places])
 
-    return manifest.dimension, source
+    return manifest.dimension, kept, source
 
 
 def name_of(spec: IndexSpec) -> str:
@@ -166,7 +176,13 @@ def open_or_create(store: Store, name: str, spec: IndexSpec) -> Index:
 
 
 def fill(
-    index: Index, documents: Records, vectors: Vectors, *, chunk_rows: int = CHUNK_ROWS, progress: bool = True
+    index: Index,
+    documents: Records,
+    vectors: Vectors,
+    *,
+    rows: Rows | None = None,
+    chunk_rows: int = CHUNK_ROWS,
+    progress: bool = True,
 ) -> None:
     """Writes the documents that aren't there yet, chunk by chunk in their order.
 
@@ -176,26 +192,28 @@ def fill(
         index: Where to.
         documents: Which.
         vectors: Gives the vectors of rows, as wide as the index's or wider.
+        rows: Which of the documents, ascending; all by default.
         chunk_rows: Documents of a chunk.
         progress: Show a bar.
     """
-    starts = range(0, len(documents), chunk_rows)
+    every = np.arange(len(documents)) if rows is None else rows
+    starts = range(0, len(every), chunk_rows)
 
     def is_missing(start: int) -> bool:
-        last = min(start + chunk_rows, len(documents)) - 1
-        return index.get(documents.ids(np.array([last])))[0] is None
+        last = min(start + chunk_rows, len(every)) - 1
+        return index.get(documents.ids(every[[last]]))[0] is None
 
     begin = bisect.bisect_left(starts, True, key=is_missing)
-    with tqdm(total=len(documents), desc="indexing", unit="doc", disable=not progress) as bar:
-        bar.update(min(begin * chunk_rows, len(documents)))
+    with progress_bar(total=len(every), desc="indexing", unit="doc", show=progress) as bar:
+        bar.update(min(begin * chunk_rows, len(every)))
         for start in starts[begin:]:
-            rows = np.arange(start, min(start + chunk_rows, len(documents)))
-            fields = {name: kept_values(documents, name, rows) for name in index.spec.fields}
+            block = every[start : start + chunk_rows]
+            fields = {name: kept_values(documents, name, block) for name in index.spec.fields}
             try:
-                index.upsert(documents.ids(rows), shorten(vectors(rows), index.spec.dimension), fields)
+                index.upsert(documents.ids(block), shorten(vectors(block), index.spec.dimension), fields)
             except VectorIndexError as error:
-                raise VectorIndexError(f"{documents.file}, counted from row {start}: {error}") from error
-            bar.update(len(rows))
+                raise VectorIndexError(f"{documents.file}, counted from row {block[0]}: {error}") from error
+            bar.update(len(block))
 
 
 def kept_fields(documents: Records, keep: Sequence[str] | None) -> dict[str, FieldType]:

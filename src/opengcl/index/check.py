@@ -10,14 +10,14 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Int64
-from tqdm.auto import tqdm
 
 from opengcl.data import RankedDataset
-from opengcl.encode import encode
+from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.build import CHUNK_ROWS, from_shards
 from opengcl.index.protocol import Hit, Index
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
+from opengcl.progress import tracked
 from opengcl.search import exact_top_k
 
 DEPTHS = (10, 100)
@@ -95,8 +95,10 @@ def sample_queries(
 ) -> Float32[np.ndarray, "queries width"]:
     """Vectors of some of a data set's queries, drawn evenly."""
     generator = np.random.default_rng(seed)
-    rows = np.sort(generator.permutation(len(dataset.queries))[:number])
-    return encode(model, dataset.queries, "query", rows)
+    inputs = inputs_for(model, dataset.queries, "query", strict=dataset.strict)
+    usable = rows_with_fields(model, dataset.queries, "query")
+    rows = usable[np.sort(generator.permutation(len(usable))[:number])]
+    return encode(model, dataset.queries, "query", rows, inputs=inputs)
 
 
 def read_reference(folder: Path, dataset: RankedDataset, model: str) -> Reference:
@@ -105,10 +107,10 @@ def read_reference(folder: Path, dataset: RankedDataset, model: str) -> Referenc
     Raises:
         ShardError: They are not all there, or not the float32 vectors of this model and data's documents.
     """
-    width, source = from_shards(folder, model=model, data=dataset.fingerprint)
-    vectors = np.empty((len(dataset.documents), width), dtype=np.float32)
-    for start in range(0, len(vectors), CHUNK_ROWS):
-        rows = np.arange(start, min(start + CHUNK_ROWS, len(vectors)))
+    width, every, source = from_shards(folder, dataset.documents, model=model, data=dataset.fingerprint)
+    vectors = np.zeros((len(dataset.documents), width), dtype=np.float32)
+    for start in range(0, len(every), CHUNK_ROWS):
+        rows = every[start : start + CHUNK_ROWS]
         vectors[rows] = source(rows)
     return Reference(vectors, dataset.documents.find)
 
@@ -172,7 +174,7 @@ def _timed(
     """Results of every query, and what each took in milliseconds."""
     found, took = [], []
     label = f"{'exact' if exact else 'approximate'} {k}"
-    for query in tqdm(queries, desc=label, unit="query", disable=not progress, leave=False):
+    for query in tracked(queries, desc=label, unit="query", show=progress, leave=False):
         start = time.perf_counter()
         found += index.search(query[None], k, exact=exact)
         took.append(1000 * (time.perf_counter() - start))

@@ -162,6 +162,10 @@ class EmbeddingsRequest(BaseModel):
     model: Annotated[str | None, Field(max_length=512)] = None
     encoding_format: Literal["float", "base64"] = "float"
     dimensions: Annotated[int | None, Field(ge=1, le=1 << 20)] = None
+    input_type: Annotated[
+        Literal["query", "document"],
+        Field(description="Whose prompt goes before the texts: that of queries, as `/search` uses it, or documents'."),
+    ] = "query"
     user: Annotated[str | None, Field(max_length=512)] = None
 
 

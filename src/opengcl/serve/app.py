@@ -266,10 +266,10 @@ def _add_embeddings(app: FastAPI, state: State) -> None:
         openapi_extra=body_of(api.EmbeddingsRequest),
     )
     async def embeddings(request: Request) -> api.EmbeddingsReply:
-        """Unit vectors of texts, as OpenAI's clients ask for them."""
+        """Unit vectors of texts, as OpenAI's clients ask for them; as queries where `input_type` says nothing else."""
         asked = await _json(request, api.EmbeddingsRequest)
         model = state.model(asked.model)
-        vectors = await model.embed(asked.input, asked.dimensions)
+        vectors = await model.embed(asked.input, asked.dimensions, asked.input_type)
         plain = asked.encoding_format == "float"
         data = [
             api.Embedding(index=row, embedding=vector.tolist() if plain else _base64(vector))

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from opengcl.data import RankedDataset
 from opengcl.data.images import Cell
+from opengcl.data.schema import Schema
 from opengcl.index.filters import FieldType
 from opengcl.metrics import ndcg
 from opengcl.serve.api import FilterInfo
@@ -31,13 +32,13 @@ class Judgements:
         scores: Document id -> score, in the data set's units.
     """
 
-    def __init__(self, scores: Mapping[str, float], low: float, high: float) -> None:
-        self.scores, self._low, self._high = scores, low, high
+    def __init__(self, scores: Mapping[str, float], schema: Schema) -> None:
+        self.scores, self._schema = scores, schema
 
     def relevance(self, doc_id: str) -> float | None:
-        """The score over its range, 0 to 1; None where not judged."""
+        """The score over its range, 0 to 1, and 0 below 0; None where not judged."""
         score = self.scores.get(doc_id)
-        return None if score is None else min(1.0, max(0.0, (score - self._low) / (self._high - self._low)))
+        return None if score is None else self._schema.share(score)
 
     def ndcg(self, doc_ids: Sequence[str]) -> float:
         """NDCG@10 of a ranked list, the score as gain, as `opengcl evaluate` counts it; over all documents."""
@@ -69,9 +70,8 @@ class Catalogue:
         documents, scores = self._dataset.qrels.judged(row)
         if len(documents) == 0:
             return None
-        schema = self._dataset.schema
         ids = self._dataset.documents.ids(documents)
-        return Judgements(dict(zip(ids, scores.tolist(), strict=True)), schema.score_min, schema.score_max)
+        return Judgements(dict(zip(ids, scores.tolist(), strict=True)), self._dataset.schema)
 
     def suggest(self, text: str) -> list[str]:
         """Up to 8 queries: those that begin with the text, then those that contain it; most judged ones for no text."""

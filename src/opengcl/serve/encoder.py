@@ -5,14 +5,16 @@ from __future__ import annotations
 import asyncio
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float32
 
-from opengcl.inputs import Features, chunk_to_device, text_features
+from opengcl.inputs import Features, chunk_to_device, picture_features, text_features
 from opengcl.model import BiEncoder, FieldEmbeddings
+from opengcl.prompts import Side
 from opengcl.serve.batching import Batch, Batcher, ClosedError, QueueFullError
 from opengcl.serve.cache import LeastRecentlyUsed
 from opengcl.serve.errors import ApiError
@@ -25,7 +27,16 @@ Vectors = Float32[np.ndarray, "rows d"]
 Part = str | bytes
 """A text, or a picture's file."""
 
-_Work = str | Features
+
+@dataclass(frozen=True)
+class _Text:
+    """A text, and whose prompt goes before it."""
+
+    text: str
+    side: Side
+
+
+_Work = _Text | Features
 _BULK = 16  # parts of an upload that are decoded and encoded at a time: the others wait as bytes
 
 
@@ -83,20 +94,20 @@ class Encoder:
         missing = [row for row, vector in enumerate(found) if vector is None]
         self._metrics.cache_hits.labels(self._name).inc(len(parts) - len(missing))
         self._metrics.cache_misses.labels(self._name).inc(len(missing))
-        made = await self._vectors([parts[row] for row in missing], bulk=False) if missing else []
+        made = await self._vectors([parts[row] for row in missing], "query", bulk=False) if missing else []
         for row, vector in zip(missing, made, strict=True):
             self._kept.put(keys[row], vector)
             found[row] = vector
         return [vector for vector in found if vector is not None]
 
-    async def texts(self, texts: Sequence[str]) -> Vectors:
-        """Unit vectors of many texts; queries go first.
+    async def texts(self, texts: Sequence[str], side: Side) -> Vectors:
+        """Unit vectors of many texts, each with its side's prompt; queries of searches go first.
 
         Raises:
             ApiError: 429 when too much waits.
         """
         self.check_reads("text", "input")
-        return np.stack(await self._in_turns([(text, "input") for text in texts]))
+        return np.stack(await self._in_turns([(text, "input") for text in texts], side))
 
     async def documents(self, documents: Sequence[Mapping[str, tuple[Part, str]]]) -> Vectors:
         """Unit vectors of documents from those of their model fields, as `opengcl.encode` fuses them.
@@ -108,7 +119,7 @@ class Encoder:
             ApiError: 422 for a picture that cannot be decoded, 429 when too much waits.
         """
         places = [(name, row) for row, document in enumerate(documents) for name in document]
-        made = await self._in_turns([documents[row][name] for name, row in places])
+        made = await self._in_turns([documents[row][name] for name, row in places], "document")
         names = list(self.model.mix.document)
         vectors = torch.zeros(len(names), len(documents), self.dimension)
         present = torch.zeros(len(names), len(documents), dtype=torch.bool)
@@ -130,14 +141,14 @@ class Encoder:
         """Ends the thread after what waits is done."""
         await asyncio.to_thread(self._batcher.close)
 
-    async def _in_turns(self, parts: Sequence[tuple[Part, str]]) -> list[Vector]:
+    async def _in_turns(self, parts: Sequence[tuple[Part, str]], side: Side) -> list[Vector]:
         made: list[Vector] = []
         for start in range(0, len(parts), _BULK):
-            made += await self._vectors(parts[start : start + _BULK], bulk=True)
+            made += await self._vectors(parts[start : start + _BULK], side, bulk=True)
         return made
 
-    async def _vectors(self, parts: Sequence[tuple[Part, str]], *, bulk: bool) -> list[Vector]:
-        work = list(await asyncio.gather(*(self._prepared(part, field) for part, field in parts)))
+    async def _vectors(self, parts: Sequence[tuple[Part, str]], side: Side, *, bulk: bool) -> list[Vector]:
+        work = list(await asyncio.gather(*(self._prepared(part, field, side) for part, field in parts)))
         try:
             return await self._batcher(work, bulk=bulk)
         except QueueFullError as error:
@@ -145,24 +156,26 @@ class Encoder:
         except ClosedError:
             raise ApiError(503, "the server is stopping", retry_after=5) from None
 
-    async def _prepared(self, part: Part, field: str) -> _Work:
+    async def _prepared(self, part: Part, field: str, side: Side) -> _Work:
         """A picture as what the model reads, which is small; the unpacked picture may be a hundred times that."""
         if isinstance(part, str):
-            return part
-        return await self._pictures.decode(part, field, lambda picture: dict(self.model.encoder.preprocess([picture])))
+            return _Text(part, side)
+        return await self._pictures.decode(
+            part, field, lambda picture: picture_features(self.model.encoder, [picture], side)
+        )
 
     def _encode(self, items: list[_Work]) -> list[Vector]:
-        texts: dict[int, str] = {}
+        texts: defaultdict[Side, dict[int, str]] = defaultdict(dict)
         pictures: defaultdict[tuple[Any, ...], dict[int, Features]] = defaultdict(dict)
         for row, item in enumerate(items):
-            if isinstance(item, str):
-                texts[row] = item
+            if isinstance(item, _Text):
+                texts[item.side][row] = item.text
             else:
                 pictures[_form(item)][row] = item
         vectors = np.empty((len(items), self.dimension), dtype=np.float32)
         with torch.inference_mode():
-            if texts:
-                vectors[list(texts)] = self._chunk(text_features(self.model.encoder, list(texts.values())))
+            for side, of_side in texts.items():
+                vectors[list(of_side)] = self._chunk(text_features(self.model.encoder, list(of_side.values()), side))
             for group in pictures.values():
                 vectors[list(group)] = self._chunk(_joined(list(group.values())))
         if not np.isfinite(vectors).all():

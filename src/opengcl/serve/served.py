@@ -16,6 +16,7 @@ import numpy as np
 from opengcl.cores import usable_cores
 from opengcl.index import Filter, Index, StoreError, UnknownIndex, parse_filter, shorten
 from opengcl.index import Hit as Found
+from opengcl.prompts import Side
 from opengcl.serve import api
 from opengcl.serve.catalogue import JUDGED_DEPTH, Catalogue, Judgements, no_filter_info
 from opengcl.serve.counts import Counts
@@ -211,8 +212,10 @@ class Served:
             fingerprint=self.fingerprint,
         )
 
-    async def embed(self, texts: Sequence[str], dimensions: int | None) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Unit vectors of texts, (texts, dimensions).
+    async def embed(
+        self, texts: Sequence[str], dimensions: int | None, side: Side = "query"
+    ) -> np.ndarray[Any, np.dtype[np.float32]]:
+        """Unit vectors of texts, (texts, dimensions), as queries or as texts of documents.
 
         Raises:
             ApiError: 413 for too many, 422 for a blank one or more dimensions than there are.
@@ -223,7 +226,7 @@ class Served:
             self._check_text(text, f"input.{row}")
         if dimensions is not None and dimensions > self.encoder.dimension:
             raise ApiError(422, f"found {dimensions}; allowed: 1 to {self.encoder.dimension}", "dimensions")
-        vectors = await self.encoder.texts(texts)
+        vectors = await self.encoder.texts(texts, side)
         return _shortened(vectors, dimensions or self.encoder.dimension)
 
     async def _ask(self, ask: Callable[[Index], Result], *, write: bool = False) -> Result:

@@ -8,6 +8,8 @@ from typing import Any
 
 from opengcl.cores import usable_cores
 from opengcl.data.images import MAX_BYTES, MAX_PIXELS
+from opengcl.data.problems import shown
+from opengcl.plain_yaml import advice
 
 
 class ServeError(ValueError):
@@ -105,7 +107,7 @@ class Settings:
             ServeError: For a name that is not a setting, listing those there are, or a value that is not allowed.
         """
         if unknown := [name for name in changes if name not in _kinds()]:
-            raise ServeError(f"setting {unknown[0]!r} is not known; allowed: {', '.join(_kinds())}")
+            raise ServeError(f"setting {shown(unknown[0])} is not known; allowed: {', '.join(_kinds())}")
         found: dict[str, Any] = {
             name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()
         }
@@ -130,4 +132,4 @@ def _check(name: str, kind: str, value: object) -> None:
         allowed = f"{'an integer' if kind == 'int' else 'a number'}, at least {least}, below 2^40"
         good = isinstance(value, types) and not isinstance(value, bool) and least <= value < 1 << 40
     if not good:
-        raise ServeError(f"{name}: found {value!r}; allowed: {allowed}")
+        raise ServeError(f"{name}: found {shown(value)}; allowed: {allowed}{advice(value)}")

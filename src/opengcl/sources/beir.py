@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from opengcl.data.problems import DataSetError
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT
-from opengcl.sources.mapping import ids, numbers, texts
+from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import TableFile
 
@@ -74,7 +74,7 @@ class BeirSource:
                         ["seen" if one == "train" else "novel" for one in found], pa.large_string()
                     )
                     columns[PART] = pa.array([_PARTS.get(str(one)) for one in found], pa.large_string())
-                yield Batch("queries", pa.RecordBatch.from_pydict(columns), file.name, rows.first)
+                yield Batch("queries", pa.RecordBatch.from_pydict(columns), file.name, rows.first, lines=rows.lines)
         for file in self._corpus():
             name = _one(file, _ID_NAMES)
             fields = [one for one in described.documents if one in file.columns]
@@ -87,7 +87,7 @@ class BeirSource:
                         if there
                         else pa.nulls(len(rows.batch), pa.large_string())
                     )
-                yield Batch("documents", pa.RecordBatch.from_pydict(columns), file.name, rows.first)
+                yield Batch("documents", pa.RecordBatch.from_pydict(columns), file.name, rows.first, lines=rows.lines)
         for split, files in qrels.items():
             for file in files:
                 yield from self._pairs(file, split, progress)
@@ -99,10 +99,12 @@ class BeirSource:
             columns = {
                 QUERY_ID: ids(rows.batch.column(query), file.name, query),
                 DOCUMENT_ID: ids(rows.batch.column(document), file.name, document),
-                "score": numbers(raw),
+                "score": numbers(raw, file.name, score),
                 "source_split": pa.array([split] * len(rows.batch), pa.large_string()),
             }
-            yield Batch("qrels", pa.RecordBatch.from_pydict(columns), file.name, rows.first, raw_score=raw)
+            yield Batch(
+                "qrels", pa.RecordBatch.from_pydict(columns), file.name, rows.first, raw_score=raw, lines=rows.lines
+            )
 
     def _split_of(self, qrels: dict[str, list[TableFile]], *, progress: bool) -> dict[str, str]:
         """The split of each judged query."""
@@ -135,7 +137,7 @@ class BeirSource:
             found: dict[str, list[TableFile]] = {}
             for path in sorted([*folder.glob("*.tsv"), *folder.glob("*.parquet"), *folder.glob("*.jsonl")]):
                 split = path.name.partition(".")[0].partition("-")[0]
-                found.setdefault(_SPLIT_NAMES.get(split, split), []).append(TableFile(path))
+                found.setdefault(_SPLIT_NAMES.get(split, split), []).append(_judgments(path))
             if found:
                 return found
         raise DataSetError(
@@ -146,6 +148,13 @@ class BeirSource:
 _SPLIT_NAMES = {"validation": "dev", "val": "dev"}
 _PARTS = {"dev": "dev", "test": "test"}
 _ORDER = {"train": 0, "dev": 1, "test": 2}
+
+
+def _judgments(path: Path) -> TableFile:
+    """A file of judgments. BEIR's TSV has no quoting."""
+    if path.suffix == ".tsv":
+        return TableFile(path, quoted=False, delimiter="tab", decimal=".")
+    return TableFile(path)
 
 
 def _one(file: TableFile, names: tuple[str, ...]) -> str:

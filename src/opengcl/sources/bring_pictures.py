@@ -22,6 +22,7 @@ FAILURES = "picture_failures.parquet"
 
 _FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in (DOCUMENT_ID, "field", "where", "reason")])
 _THREADS = 4
+_LONGEST_PLACE = 2000
 
 
 def bring_pictures(
@@ -40,7 +41,8 @@ def bring_pictures(
     listed in `FAILURES` beside the table.
 
     Args:
-        folder: With ``documents.parquet``; an image field holds URLs, paths, bytes, or structs of bytes and path.
+        folder: With ``documents.parquet``; an image field holds URLs, data URIs, paths, bytes, or
+            structs of bytes and path.
         fields: The documents' fields.
         store_folder: Where fetched pictures are kept until the import is done.
         root: What paths are relative to; none is read without it.
@@ -120,8 +122,8 @@ class _Bringer:
             return _Found()
         if isinstance(cell, str) and _is_url(cell):
             return self._fetched(cell.strip())
-        where = cell if isinstance(cell, str) else "bytes"
-        if self.root is None and isinstance(cell, str):
+        where = _place(cell)
+        if self.root is None and isinstance(cell, str) and not images.is_data_uri(cell):
             return _Found(None, where, "a path, where no folder of pictures is given")
         try:
             data = images.read(cell, self.root or Path())
@@ -149,6 +151,15 @@ def _urls(batch: pa.RecordBatch, names: list[str]) -> Iterator[str]:
             column = pc.if_else(tables.present(column.field("bytes")), None, column.field("path"))
         if not pa.types.is_large_binary(column.type):
             yield from (cell.strip() for cell in cast(list[str | None], column.to_pylist()) if cell and _is_url(cell))
+
+
+def _place(cell: images.Cell) -> str:
+    """Where a picture is looked for, as it is told: a path, a short piece of it if it is long, or what holds it."""
+    if not isinstance(cell, str):
+        return "bytes"
+    if images.is_data_uri(cell):
+        return "a data URI"
+    return cell if len(cell) <= _LONGEST_PLACE else f"{cell[:_LONGEST_PLACE]}..."
 
 
 def _is_url(cell: str) -> bool:

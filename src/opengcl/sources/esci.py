@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
-from opengcl.sources.mapping import ids, texts
+from opengcl.sources.columns import ids, texts
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import TableFile
 
@@ -80,7 +80,7 @@ class EsciSource:
             name=f"esci-{'-'.join(self.locales)}-{self.version}",
             queries={"query": "text"},
             documents={name: "text" for name, column in _FIELDS.items() if column in products.columns},
-            score_range=(min(self.gains.values()), max(self.gains.values())),
+            score_range=(min(0.0, *self.gains.values()), max(self.gains.values())),
             options=options,
             files=(examples.path, products.path),
             split_queries=True,

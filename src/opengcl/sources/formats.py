@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from opengcl.data.problems import DataSetError
 from opengcl.sources.beir import BeirSource
@@ -14,10 +15,12 @@ from opengcl.sources.hub import HubTable
 from opengcl.sources.mapping import TableMapping
 from opengcl.sources.marqo import SCORES, MarqoFolder, MarqoHub, unpacked
 from opengcl.sources.source import Source
-from opengcl.sources.table_files import FileKind, TableFile
+from opengcl.sources.table_files import FileKind, Table, TableFile
 from opengcl.sources.tables import TableSource
+from opengcl.sources.trec_topics import TopicsFile
 from opengcl.sources.wands import GAINS as WANDS_GAINS
 from opengcl.sources.wands import wands_source
+from opengcl.text_files import TextFile
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,11 @@ class SourceOptions:
         queries: A table with the queries, apart from the one with scores.
         documents: A table with the documents.
         encoding: Of text files.
-        delimiter: Of CSV files.
+        delimiter: Of CSV and TSV files; found when not given, as are the next three.
+        quotes: Whether fields of CSV and TSV files may be in double quotes.
+        decimal: Their decimal sign, ``.`` or ``,``.
+        skip_lines: Lines before their header.
+        nulls: Texts in any table that mean a missing value, beside the empty one.
         pictures: Folder that picture paths are relative to; by default that of the documents' table.
         locales: Of ESCI.
         small: Whether ESCI's small version is meant.
@@ -45,6 +52,10 @@ class SourceOptions:
     documents: Path | None = None
     encoding: str = "utf-8"
     delimiter: str | None = None
+    quotes: bool | None = None
+    decimal: str | None = None
+    skip_lines: int | None = None
+    nulls: tuple[str, ...] = ()
     pictures: Path | None = None
     locales: tuple[str, ...] = LOCALES
     small: bool = False
@@ -75,13 +86,32 @@ def open_source(name: str, location: str, options: SourceOptions) -> Source:
     return FORMATS[name](location, options)
 
 
-def _tables(kind: FileKind | None, location: str, options: SourceOptions) -> TableSource:
-    def file(path: Path, kind: FileKind | None = None) -> TableFile:
-        return TableFile(path, kind, encoding=options.encoding, delimiter=options.delimiter)
+def _file(path: Path, options: SourceOptions, kind: FileKind | None = None) -> TableFile:
+    return TableFile(
+        path,
+        kind,
+        encoding=options.encoding,
+        quoted=options.quotes,
+        delimiter=options.delimiter,
+        decimal=options.decimal,
+        skip_lines=options.skip_lines,
+        nulls=options.nulls,
+    )
 
-    qrels = file(Path(location), kind)
-    queries, documents = (file(path) if path else None for path in (options.queries, options.documents))
-    found = [one for one in (qrels, queries, documents) if one is not None]
+
+def _tables(kind: FileKind | None, location: str, options: SourceOptions) -> TableSource:
+    qrels = _file(Path(location), options, kind)
+    queries, documents = (_file(path, options) if path else None for path in (options.queries, options.documents))
+    return _table_source(qrels, queries, documents, options)
+
+
+def _table_source(
+    qrels: TableFile, queries: Table | None, documents: Table | None, options: SourceOptions
+) -> TableSource:
+    paths = (qrels.path, options.queries, options.documents)
+    told: dict[str, Any] = {"encoding": options.encoding} if options.encoding != "utf-8" else {}
+    if options.nulls:
+        told["nulls"] = list(options.nulls)
     return TableSource(
         qrels.format,
         qrels,
@@ -89,28 +119,110 @@ def _tables(kind: FileKind | None, location: str, options: SourceOptions) -> Tab
         queries=queries,
         documents=documents,
         name=qrels.path.name.partition(".")[0],
-        files=tuple(one.path for one in found),
-        picture_root=options.pictures or (documents or qrels).path.parent,
-        options={"encoding": options.encoding} if options.encoding != "utf-8" else {},
+        files=tuple(path for path in paths if path is not None),
+        picture_root=options.pictures or (options.documents or qrels.path).parent,
+        options=told,
     )
 
 
 def _trec(location: str, options: SourceOptions) -> TableSource:
     if options.queries is None or options.documents is None:
         raise DataSetError("trec: judgments hold ids only; required: a table of queries and one of documents")
-    given = options.mapping
+    queries = _trec_table(options.queries, options, _TOPIC_NAMES)
+    documents = _trec_table(options.documents, options, _DOCUMENT_NAMES)
+    given, columns = options.mapping, documents.columns
     mapping = replace(
         given,
         query_id=given.query_id or "query_id",
         doc_id=given.doc_id or "doc_id",
         score=given.score or "relevance",
     )
-    return _tables("trec", location, replace(options, mapping=mapping))
+    if given.documents is None and given.images is None:
+        texts: dict[str, str] = {name: name for name in ("title", "text", "body") if name in columns}
+        mapping = replace(mapping, documents=texts or None)
+    qrels = _file(Path(location), options, "trec")
+    return _table_source(qrels, queries, documents, replace(options, mapping=mapping))
+
+
+_TOPIC_NAMES = {2: ("query_id", "query")}
+_DOCUMENT_NAMES = {2: ("doc_id", "text"), 4: ("doc_id", "url", "title", "body")}
+"""Columns of tab-separated files without a header, by their number: those of MS MARCO and of most tracks."""
+_HEADERS = frozenset(
+    [
+        "query_id",
+        "query-id",
+        "qid",
+        "id",
+        "_id",
+        "doc_id",
+        "doc-id",
+        "docid",
+        "docno",
+        "document_id",
+        "corpus-id",
+        "product_id",
+        "item_id",
+        "pid",
+        "query",
+        "text",
+        "title",
+        "topic",
+        "number",
+        "num",
+        "url",
+        "body",
+    ]
+)
+
+
+def _trec_table(path: Path, options: SourceOptions, names: Mapping[int, tuple[str, ...]]) -> Table:
+    """Queries or documents beside TREC qrels: topics between tags, a table, or TSV as the tracks have it.
+
+    That has no quoting, and often no header.
+    """
+    kind = next((kind for suffix, kind in _KINDS.items() if path.name.removesuffix(".gz").endswith(suffix)), None)
+    if kind is not None or not path.is_file():
+        return _file(path, options)
+    with TextFile(path, options.encoding).opened() as stream:
+        head = stream.read(1 << 16).lstrip(b"\xef\xbb\xbf \t\r\n")
+    if head.startswith(b"<"):
+        if names is not _TOPIC_NAMES:
+            raise DataSetError(f"{path}: found tags; allowed: a table of documents, as CSV, TSV, JSON or Parquet")
+        return TopicsFile(TextFile(path, options.encoding))
+    standard = replace(
+        options,
+        delimiter=options.delimiter or "tab",
+        quotes=bool(options.quotes),
+        decimal=options.decimal or ".",
+        skip_lines=options.skip_lines or 0,
+    )
+    file = _file(path, standard, "tsv")
+    mapped = {options.mapping.query_id, options.mapping.doc_id}
+    if any(one.lower() in _HEADERS or one in mapped for one in file.columns):
+        return file
+    if (width := len(file.delimited.dialect.header)) not in names:
+        allowed = " or ".join(f"{len(one)} ({', '.join(one)})" for one in names.values())
+        raise DataSetError(
+            f"{path}, line 1: found {width} columns and no header; allowed: a header, or columns: {allowed}"
+        )
+    return replace(file, names=names[width])
+
+
+_KINDS: dict[str, FileKind] = {
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".pq": "parquet",
+    ".json": "jsonl",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+}
 
 
 def _hub(location: str, options: SourceOptions) -> TableSource:
-    table = HubTable(location, options.split, options.config, options.revision)
+    table = HubTable(location, options.split, options.config, options.revision, options.nulls)
     told = {name: getattr(options, name) for name in ("split", "config", "revision") if getattr(options, name)}
+    if options.nulls:
+        told["nulls"] = list(options.nulls)
     return TableSource(
         "huggingface",
         table,

@@ -10,9 +10,10 @@ from typing import Any
 
 import datasets
 import pyarrow as pa
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError
+from opengcl.delimited_text import without
+from opengcl.progress import progress_bar
 from opengcl.sources.table_files import Rows
 
 _ROWS = 1024
@@ -27,6 +28,7 @@ class HubTable:
         split: Which split.
         config: Which configuration, where there are several.
         revision: Commit or branch on the hub.
+        nulls: Texts that mean a missing value, beside the empty one.
 
     Raises:
         DataSetError: It cannot be opened.
@@ -36,6 +38,7 @@ class HubTable:
     split: str = "train"
     config: str | None = None
     revision: str | None = None
+    nulls: tuple[str, ...] = ()
 
     @property
     def name(self) -> str:
@@ -49,6 +52,10 @@ class HubTable:
             raise DataSetError(f"{self.name}: its columns are not known before reading")
         return list(self._data.column_names)
 
+    @property
+    def told(self) -> None:
+        """Nothing: `datasets` reads it."""
+
     def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
         """Its rows, as Arrow batches."""
         columns = list(dict.fromkeys(columns))
@@ -59,10 +66,10 @@ class HubTable:
             if isinstance(kind, datasets.Image):
                 data = data.cast_column(column, datasets.Image(decode=False))
         first = 0
-        with tqdm(desc=f"{self.name}: reading", unit=" rows", disable=not progress, delay=1.0) as bar:
+        with progress_bar(desc=f"{self.name}: reading", unit=" rows", show=progress, delay=1.0) as bar:
             for table in data.with_format("arrow").iter(batch_size=_ROWS):
                 for batch in table.select(columns).combine_chunks().to_batches():
-                    yield Rows(batch, first)
+                    yield Rows(without(batch, self.nulls), first)
                     first += len(batch)
                     bar.update(len(batch))
 

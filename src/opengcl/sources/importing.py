@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
-from tqdm import tqdm
+import pyarrow.compute as pc
 
-from opengcl.data.problems import DataSetError, ProblemLog, shown
-from opengcl.data.schema import SCHEMA_FILE, Schema, SplitOptions
+from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
+from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
+from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
-from opengcl.sources.source import SIDES, Description, Source
+from opengcl.sources.positions import SCORE_RANGE, score_positions
+from opengcl.sources.repeated_pairs import SeveralScoresError
+from opengcl.sources.repeated_rows import settle_rows
+from opengcl.sources.score_range import Scores, check_zero, settled_scores
+from opengcl.sources.source import SIDES, Batch, Description, Side, Source
 from opengcl.sources.stage import BadRows, Stage
 
 
@@ -30,7 +36,11 @@ class ImportOptions:
             counted.
         repeated_pairs: What to do with a pair that has several different scores: ``error``, or take their ``max``,
             ``mean`` or ``first``. Equal scores are merged in any case.
-        score_range: Smallest and largest score possible; by default what the source says, or else what is found.
+        max_unmatched: Share of the judged pairs that may name a query, or a document, that is not there; above it the
+            import stops, whatever ``bad_rows`` says.
+        score_range: Smallest and largest score possible, in the source's units. By default what the source says, or
+            else from 0 (from the smallest score where that is below) to the largest; see `opengcl.sources.score_range`.
+        score_zero: The score that means judged not relevant, in the source's units; it is taken off every score.
         image_size: Pictures are stored as JPEG with at most so many pixels on the longer side; as they are by default.
         fetch: Limits for pictures that are URLs.
         splits: Shares and seed, where the source has no splits of its own.
@@ -40,7 +50,9 @@ class ImportOptions:
     name: str | None = None
     bad_rows: BadRows = "error"
     repeated_pairs: RepeatedPairs = "error"
+    max_unmatched: float = 0.5
     score_range: tuple[float, float] | None = None
+    score_zero: float = 0.0
     image_size: int | None = None
     fetch: FetchOptions = field(default_factory=FetchOptions)
     splits: SplitOptions = field(default_factory=SplitOptions)
@@ -52,6 +64,8 @@ class ImportOptions:
                 raise DataSetError(f"{name}: found {shown(getattr(self, name))}; allowed: {', '.join(kinds)}")
         if self.image_size is not None and not 1 <= self.image_size <= 8192:
             raise DataSetError(f"image_size: found {self.image_size}; allowed: 1 to 8192 pixels")
+        if not 0 <= self.max_unmatched <= 1:
+            raise DataSetError(f"max_unmatched: found {self.max_unmatched}; allowed: a share from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -84,19 +98,20 @@ def import_dataset(
         progress: Whether long work shows bars on stderr.
 
     Raises:
-        DataSetError: ``out`` is there already, or the source cannot be used; the message tells up to five examples of
-            each kind of problem.
+        DataSetError: ``out`` is there already, or the source cannot be used, or no score is above 0; the message tells
+            up to five examples of each kind of problem.
     """
     options = options or ImportOptions()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
     described = source.describe()
+    check_zero(options.score_zero, described)
     work = out.parent / f".{out.name}.import"
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)
     try:
-        counts = _fill(made, work, source, described, options, progress)
+        counts, notes = _fill(made, work, source, described, options, progress)
         if out.exists():
             out.rmdir()
         made.rename(out)
@@ -104,30 +119,53 @@ def import_dataset(
         shutil.rmtree(work, ignore_errors=True)
         raise
     shutil.rmtree(work)
-    return Imported(out, counts, described.notes)
+    return Imported(out, counts, notes)
 
 
 def _fill(
     made: Path, work: Path, source: Source, described: Description, options: ImportOptions, progress: bool
-) -> dict[str, int]:
-    """Writes the four files, and tells what was counted."""
+) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Writes the four files, and tells what was counted and what was decided."""
     log, skip = ProblemLog(), options.bad_rows == "skip"
     shares = options.splits
     with Stage(made, described, seen_documents=shares.seen_documents, seed=shares.seed, log=log) as stage:
         for batch in source.batches(progress=progress):
-            stage.add(batch)
+            stage.add(_from_zero(batch, options.score_zero))
+        counts = dict(stage.counts) | {"query_spellings_merged": stage.merged_spellings}
+    if missing := [side for side in SIDES if not counts[side]]:
+        raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
+    spill, repeated, threads = work / "spill", options.repeated_pairs, options.threads
+    notes = [*described.notes, *(f"{what} in {number_of(count, 'row')}" for what, count in stage.told.items())]
+    rows, about_rows = _settle_sides(made, spill, described, stage, log, threads)
+    counts |= rows
+    notes += about_rows
     if not skip:
         log.stop()
-    if missing := [side for side in SIDES if not stage.counts[side]]:
-        raise DataSetError("\n".join([f"{described.source}: no {missing[0]} found", *map(str, log.problems())]))
-    counts = dict(stage.counts)
-    repeated, threads = options.repeated_pairs, options.threads
 
-    def settle(*, skip_unknown: bool) -> dict[str, int]:
-        spill = work / "spill"
-        return settle_pairs(made, spill, log, repeated=repeated, skip_unknown=skip_unknown, threads=threads)
+    seen, more = stage.scores, dict[str, Any]()
+    if described.positions is not None:
+        length, sentence = score_positions(made, spill, described.positions, threads=threads)
+        notes.append(sentence)
+        more["list_length"] = length
+        seen = SCORE_RANGE
 
-    counts |= settle(skip_unknown=skip)
+    def settle(*, skip_unknown: bool, max_unmatched: float = 1.0) -> dict[str, int]:
+        return settle_pairs(
+            made,
+            spill,
+            log,
+            repeated=repeated,
+            skip_unknown=skip_unknown,
+            threads=threads,
+            max_unmatched=max_unmatched,
+        )
+
+    try:
+        counts |= settle(skip_unknown=skip, max_unmatched=options.max_unmatched)
+    except SeveralScoresError as error:
+        texts = [name for name, kind in described.queries.items() if kind == "text"]
+        raise error.placed(source, made / "queries.parquet", texts, options.score_zero) from error
+    notes += _about_spellings(counts, repeated)
     if "image" in described.documents.values():
         store, root, fields = work / "pictures", described.picture_root, dict(described.documents)
         size = options.image_size
@@ -136,8 +174,57 @@ def _fill(
         if counts["documents_dropped"]:
             after = settle(skip_unknown=True)
             counts |= {"qrels": after["qrels"], "pairs_of_dropped_documents": after["pairs_without_documents"]}
-    _write_schema(made, described, options, counts, stage.scores, log, progress)
-    return counts
+    given, zero = options.score_range, options.score_zero
+    scores = settled_scores(made / "qrels.parquet", described, seen=seen, given=given, zero=zero)
+    counts |= scores.counts
+    notes += scores.notes
+    _write_schema(made, described, options, counts, scores, log, notes, more, progress)
+    return counts, tuple(notes)
+
+
+def _settle_sides(
+    made: Path, spill: Path, described: Description, stage: Stage, log: ProblemLog, threads: int | None
+) -> tuple[dict[str, int], list[str]]:
+    """Makes one row of those that share an id, on both sides; what was counted, and sentences about what differed."""
+    counts = {"differing": 0, "filled_from_later_rows": 0, "skipped": stage.counts["skipped"]}
+    notes: list[str] = []
+    sides: tuple[tuple[Side, Mapping[str, FieldType]], ...] = (
+        ("queries", described.queries),
+        ("documents", described.documents),
+    )
+    for side, fields in sides:
+        found = settle_rows(made, spill, side, list(fields), stage.empty[side], log, threads=threads)
+        counts["skipped"] += stage.counts[side] - found.rows
+        counts[side] = found.rows
+        counts["differing"] += found.differing
+        counts["filled_from_later_rows"] += found.filled
+        notes += found.notes
+    return counts, notes
+
+
+def _about_spellings(counts: dict[str, int], repeated: RepeatedPairs) -> list[str]:
+    if not counts["query_spellings_merged"]:
+        return []
+    found = [
+        f"{number_of(counts['query_spellings_merged'], 'spelling')} of queries that differ from an earlier one only in "
+        "case, white space or compatibility forms count as the same query, spelled as it came first "
+        "(--spelling verbatim keeps them apart)"
+    ]
+    if pairs := counts["pairs_of_merged_queries"]:
+        choice = "max" if repeated == "error" else repeated
+        found.append(
+            f"{number_of(pairs, 'pair')} of such queries with several scores: their {choice} is taken "
+            "(--repeated-pairs sets another choice)"
+        )
+    return found
+
+
+def _from_zero(batch: Batch, zero: float) -> Batch:
+    """A batch in whose scores 0 means not relevant."""
+    if batch.side != "qrels" or not zero:
+        return batch
+    place = batch.rows.schema.get_field_index("score")
+    return replace(batch, rows=batch.rows.set_column(place, "score", pc.subtract(batch.rows.column("score"), zero)))
 
 
 def _write_schema(
@@ -145,26 +232,29 @@ def _write_schema(
     described: Description,
     options: ImportOptions,
     counts: dict[str, int],
-    found: tuple[float, float],
+    scores: Scores,
     log: ProblemLog,
+    notes: Sequence[str],
+    more: Mapping[str, Any],
     progress: bool,
 ) -> None:
-    low, high = options.score_range or described.score_range or found
-    if low == high:  # the format wants a range: 0 to the only score, or below it
-        low, high = min(0.0, low - 1) if low <= 0 else 0.0, high
     told: dict[str, Any] = {
         "source": described.source,
         "opengcl": version("opengcl"),
         "options": {**described.options, **_given(options)},
         "counts": {name: int(count) for name, count in counts.items()},
+        "scores": scores.told,
+        **more,
     }
     if described.files:
         told["files"] = [_file(path, progress) for path in described.files]
+    if notes:
+        told["notes"] = list(notes)
     if problems := log.problems():
         told["skipped"] = [str(problem) for problem in problems]
     name = options.name or described.name
     fields = dict(described.queries), dict(described.documents)
-    schema = Schema(name, *fields, float(low), float(high), options.splits, told)
+    schema = Schema(name, *fields, float(scores.low), float(scores.high), options.splits, told)
     (made / SCHEMA_FILE).write_text(schema.to_yaml(), encoding="utf-8")
 
 
@@ -174,7 +264,7 @@ def _file(path: Path, progress: bool) -> dict[str, Any]:
     task = f"{path.name}: hashing"
     with (
         path.open("rb") as file,
-        tqdm(total=size, desc=task, unit="B", unit_scale=True, disable=not progress, delay=1.0) as bar,
+        progress_bar(total=size, desc=task, unit="B", unit_scale=True, show=progress, delay=1.0) as bar,
     ):
         while block := file.read(1 << 22):
             digest.update(block)

@@ -18,8 +18,9 @@ import pyarrow.compute as pc
 from opengcl.data import tables as typed
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType
+from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.hub import HubTable
-from opengcl.sources.mapping import hashed, ids, numbers, texts
+from opengcl.sources.mapping import hashed
 from opengcl.sources.source import Batch, Description
 from opengcl.sources.table_files import Rows, Table, TableFile
 
@@ -69,6 +70,7 @@ class MarqoFolder:
             name=self.folder.resolve().name,
             queries={"query": "text"},
             documents=_FIELDS if pictures else {"title": "text"},
+            scores_are_places=True,
             options={"score": self.score},
             files=tuple(files),
             picture_root=self.folder,
@@ -80,7 +82,7 @@ class MarqoFolder:
         parts = self._parts()
         pictures = "image" in self.describe().documents
         for path, seen in self._judged():
-            yield from self._queries_and_pairs(TableFile(path), seen, parts, progress)
+            yield from self._queries_and_pairs(TableFile(path, quoted=True, decimal="."), seen, parts, progress)
         for path, seen in self._truth():
             yield from self._ground_truth(path, seen, parts)
         for path in self._corpora():
@@ -123,10 +125,11 @@ class MarqoFolder:
         for rows in file.read(["query", "product_id", self.score, *position], progress=progress):
             query = texts(rows.batch.column("query"), file.name, "query")
             query_id = pa.array([hashed([one]) for one in query.to_pylist()], pa.large_string())
-            yield _query_batch(query_id, query, seen, parts, file.name, rows.first)
+            yield _query_batch(query_id, query, seen, parts, file.name, rows.first, rows.lines)
             raw = rows.batch.column(self.score)
             place = rows.batch.column("position") if position else pa.nulls(len(query), pa.large_string())
-            yield _pair_batch(query_id, rows.batch.column("product_id"), raw, place, file.name, rows.first)
+            document = rows.batch.column("product_id")
+            yield _pair_batch(query_id, document, raw, place, file.name, rows.first, rows.lines)
 
     def _ground_truth(self, path: Path, seen: str, parts: dict[str, str]) -> Iterator[Batch]:
         queries: list[str] = []
@@ -209,6 +212,7 @@ class MarqoHub:
             name=self.location.rpartition("/")[2],
             queries={"query": "text"},
             documents=_FIELDS,
+            scores_are_places=True,
             options={"score": self.score, "splits": list(self.splits), "location": self.location},
         )
 
@@ -236,24 +240,28 @@ class MarqoHub:
         yield _pair_batch(query_id, documents[DOCUMENT_ID], rows.batch.column(self.score), place, file, rows.first)
 
 
-def _query_batch(query_id: pa.Array, query: pa.Array, seen: str, parts: dict[str, str], file: str, first: int) -> Batch:
+def _query_batch(
+    query_id: pa.Array, query: pa.Array, seen: str, parts: dict[str, str], file: str, first: int, lines: Any = None
+) -> Batch:
     columns = {
         QUERY_ID: query_id,
         "query": query,
         SPLIT: pa.array([seen] * len(query), pa.large_string()),
         PART: pa.array([parts.get(one or "") for one in query_id.to_pylist()], pa.large_string()),
     }
-    return Batch("queries", pa.RecordBatch.from_pydict(columns), file, first)
+    return Batch("queries", pa.RecordBatch.from_pydict(columns), file, first, lines=lines)
 
 
-def _pair_batch(query_id: pa.Array, document: pa.Array, raw: pa.Array, place: pa.Array, file: str, first: int) -> Batch:
+def _pair_batch(
+    query_id: pa.Array, document: pa.Array, raw: pa.Array, place: pa.Array, file: str, first: int, lines: Any = None
+) -> Batch:
     columns = {
         QUERY_ID: query_id,
         DOCUMENT_ID: ids(document, file, "product_id"),
-        "score": numbers(raw),
-        "position": pc.cast(numbers(place), pa.int32(), safe=False),
+        "score": numbers(raw, file, "score"),
+        "position": pc.cast(numbers(place, file, "position"), pa.int32(), safe=False),
     }
-    return Batch("qrels", pa.RecordBatch.from_pydict(columns), file, first, raw_score=raw)
+    return Batch("qrels", pa.RecordBatch.from_pydict(columns), file, first, raw_score=raw, lines=lines)
 
 
 def _document_batch(
@@ -261,7 +269,7 @@ def _document_batch(
 ) -> Batch:
     documents, titles, images = zip(*block, strict=True)
     columns = {
-        DOCUMENT_ID: pa.array(documents, pa.large_string()),
+        DOCUMENT_ID: ids(pa.array(documents, pa.large_string()), file, "product_id"),
         "title": pa.array([None if one is None else str(one) for one in titles], pa.large_string()),
         SPLIT: pa.array([seen] * len(block), pa.large_string()),
     }

@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol
 import pyarrow as pa
 
 from opengcl.data.schema import FieldType
+from opengcl.sources.positions import Positions
 
 Side = Literal["queries", "documents", "qrels"]
 SIDES: tuple[Side, ...] = ("queries", "documents", "qrels")
@@ -30,6 +31,10 @@ class Batch:
         raw_score: In qrels what the score was read from, for messages.
         score_column: The column that it was read from.
         allowed_score: What it may be.
+        lines: The rows' lines, from 1 and with the header counted, where they come from a text file.
+        spelling: Of queries and qrels whose query ids do not tell how a query is spelled: a 64-bit hash of that.
+            Queries of one id are then the same query, however their fields differ.
+        told: What a reader should know about these rows, as the start of a sentence -> rows that it is true of.
     """
 
     side: Side
@@ -40,9 +45,14 @@ class Batch:
     raw_score: pa.Array | None = None
     score_column: str = "score"
     allowed_score: str = "a finite number"
+    lines: Any = None
+    spelling: pa.Array | None = None
+    told: Mapping[str, int] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
-        """How a message names a row of the batch."""
+        """How a message names a row of the batch: by its line in a text file, by its number from 0 in others."""
+        if self.lines is not None:
+            return f"{self.file}, line {int(self.lines[row])}"
         number = self.first + row if self.numbers is None else int(self.numbers[row])
         return f"{self.file}, row {number}"
 
@@ -56,7 +66,10 @@ class Description:
         name: A name for the data set.
         queries: Query field -> type.
         documents: Document field -> type.
-        score_range: Smallest and largest score possible; None for those that are found.
+        score_range: Smallest and largest score possible; None for 0, or what is found below it, to the largest found.
+        positions: How the ``position`` of pairs becomes their score; None where they have scores of their own.
+        scores_are_places: Whether scores come from places in a result list. None of these means not relevant, so
+            without a ``score_range`` the range begins with the smallest score found.
         options: What it was asked for, for the provenance.
         files: The files that it reads, to be hashed.
         picture_root: What picture paths are relative to; no path may leave it.
@@ -70,6 +83,8 @@ class Description:
     queries: Mapping[str, FieldType]
     documents: Mapping[str, FieldType]
     score_range: tuple[float, float] | None = None
+    positions: Positions | None = None
+    scores_are_places: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     files: tuple[Path, ...] = ()
     picture_root: Path | None = None

@@ -1,7 +1,8 @@
-"""The rows of a source, checked and made unique as they stream by, into the tables of a data set."""
+"""The rows of a source, checked as they stream by, into the tables of a data set."""
 
 from __future__ import annotations
 
+from array import array
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
@@ -10,28 +11,37 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pyarrow.types as pt
 
 from opengcl.data import tables
 from opengcl.data.problems import ProblemLog, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
 from opengcl.data.splits import choose
+from opengcl.sources.repeated_rows import FIRST_ROW, Empty, later_rows
 from opengcl.sources.source import SIDES, Batch, Description, Side
 
 BadRows = Literal["error", "skip"]
+SPELLING = "spelling hash"
+"""Column of a staged ``qrels.parquet`` that says how a pair's query is spelled, where its id does not."""
+
 _ID_COLUMNS: dict[Side, tuple[str, ...]] = {
     "queries": (QUERY_ID,),
     "documents": (DOCUMENT_ID,),
     "qrels": (QUERY_ID, DOCUMENT_ID),
 }
+_NULL_MARKERS = pa.array(
+    ["nan", "na", "n/a", "#n/a", "null", "none", "nil", "undefined", "<na>", "<null>", r"\n", "-", "--", "?"],
+    pa.large_string(),
+)
 
 
 class Stage:
     """Writes the three tables into a folder while a source is read.
 
-    A row without an id, a query or document without any field, and a score that is no finite number are problems. Of
-    the rows with one id the first is kept; those that say something else count as ``differing``.
+    A row without an id, and a score that is no finite number are problems. The first row of each id goes into the
+    table; later ones that say something else go beside it, for `opengcl.sources.repeated_rows.settle_rows`.
 
-    Memory holds two 64-bit numbers for each distinct id (about 130 bytes in Python), and one batch.
+    Memory holds three 64-bit numbers for each distinct id (about 130 bytes in Python), and one batch.
 
     Args:
         folder: Where the tables go.
@@ -39,6 +49,12 @@ class Stage:
         seen_documents: Share of the documents that are seen, where the source divides its queries but not these.
         seed: Of that division.
         log: Where problems go.
+
+    Attributes:
+        counts: Rows of each table, and ``repeated`` and ``skipped`` rows.
+        told: What the batches told, as the start of a sentence -> rows that it is true of.
+        empty: First rows of queries and documents in which no field is there.
+        scores: Smallest and largest.
     """
 
     def __init__(
@@ -47,14 +63,14 @@ class Stage:
         self._folder, self._description, self._log = folder, description, log
         self._share, self._seed = seen_documents, seed
         self._fields = {"queries": list(description.queries), "documents": list(description.documents)}
-        self._texts = {
-            "queries": list(description.queries),
-            "documents": [name for name, kind in description.documents.items() if kind == "text"],
-        }
-        self._contents: dict[Side, dict[int, int]] = {"queries": {}, "documents": {}}
-        self._writers: dict[Side, pq.ParquetWriter] = {}
+        self._rows: dict[Side, dict[int, int]] = {"queries": {}, "documents": {}}
+        self._contents: dict[Side, array[int]] = {"queries": array("q"), "documents": array("q")}
+        self._spellings: set[int] = set()
+        self._writers: dict[Path, pq.ParquetWriter] = {}
         self._open = ExitStack()
-        self.counts: dict[str, int] = dict.fromkeys([*SIDES, "repeated", "differing", "skipped"], 0)
+        self.counts: dict[str, int] = dict.fromkeys([*SIDES, "repeated", "skipped"], 0)
+        self.told: dict[str, int] = {}
+        self.empty: dict[Side, Empty] = {"queries": Empty(), "documents": Empty()}
         self.scores = (np.inf, -np.inf)
 
     def __enter__(self) -> Stage:
@@ -62,28 +78,48 @@ class Stage:
 
     def __exit__(self, *_: object) -> None:
         self._open.close()
-        self._contents.clear()  # its memory is wanted for what comes next
+        for known in (self._rows, self._contents):
+            known.clear()  # their memory is wanted for what comes next
+        self._spellings.clear()
 
     def add(self, batch: Batch) -> None:
-        """Checks some rows and writes those that are new."""
-        rows = batch.rows
+        """Checks some rows and writes those that say something new."""
+        for what, count in batch.told.items():
+            self.told[what] = self.told.get(what, 0) + count
         keep = self._with_ids(batch)
         if batch.side == "qrels":
-            keep &= self._with_scores(batch, keep)
+            self._add_pairs(batch, keep)
         else:
-            keep &= self._with_fields(batch, keep)
-            self.counts["skipped"] += int((~keep).sum())
-            keep &= self._new(batch, keep)
-            rows = self._divided(batch.side, rows)
+            self._add_rows(batch, keep)
+
+    def _add_pairs(self, batch: Batch, keep: np.ndarray) -> None:
+        keep &= self._with_scores(batch, keep)
+        rows = batch.rows if batch.spelling is None else batch.rows.append_column(SPELLING, batch.spelling)
         kept = rows.filter(pa.array(keep))
-        self.counts[batch.side] += len(kept)
-        if batch.side == "qrels":
-            self.counts["skipped"] += int((~keep).sum())
-            if len(kept):
-                low, high = pc.min_max(kept.column("score")).as_py().values()
-                self.scores = min(self.scores[0], low), max(self.scores[1], high)
+        self.counts["skipped"] += int((~keep).sum())
+        self.counts["qrels"] += len(kept)
         if len(kept):
-            self._writer(batch.side, kept.schema).write_batch(kept.cast(self._writers[batch.side].schema))
+            low, high = pc.min_max(kept.column("score")).as_py().values()
+            self.scores = min(self.scores[0], low), max(self.scores[1], high)
+            self._write(self._folder / "qrels.parquet", kept)
+
+    def _add_rows(self, batch: Batch, keep: np.ndarray) -> None:
+        side = batch.side
+        self.counts["skipped"] += int((~keep).sum())
+        fields = {name: np.asarray(tables.present(batch.rows.column(name))) for name in self._fields[side]}
+        fresh, later, owners = self._sorted_out(batch, keep, fields)
+        empty = np.flatnonzero(fresh & ~np.logical_or.reduce(list(fields.values())))
+        first_row = self.counts[side]
+        for row in empty.tolist():
+            self.empty[side].add(first_row + int(fresh[:row].sum()), batch.file, batch.place(row))
+        rows = self._divided(side, batch.rows)
+        if fresh.any():
+            self.counts[side] += int(fresh.sum())
+            self._write(self._folder / f"{side}.parquet", rows.filter(pa.array(fresh)))
+        if later.any():
+            columns = {name: _without(rows.column(name), fields.get(name)) for name in rows.schema.names}
+            more = pa.RecordBatch.from_pydict({**columns, FIRST_ROW: pa.array(owners)})
+            self._write(later_rows(self._folder, side), more.filter(pa.array(later)))
 
     def _with_ids(self, batch: Batch) -> np.ndarray:
         keep = np.ones(len(batch.rows), bool)
@@ -92,7 +128,19 @@ class Stage:
             examples = (f"{batch.place(row)}" for row in empty.tolist())
             self._report(batch, column, "null or empty id", "a text that is not empty", empty, examples)
             keep[empty] = False
+            self._note_markers(batch, column)
         return keep
+
+    def _note_markers(self, batch: Batch, column: str) -> None:
+        """Counts ids that look like a name for a missing value."""
+        found = batch.rows.column(column)
+        found = found.filter(pc.is_in(pc.utf8_lower(found), _NULL_MARKERS))
+        for one in pc.value_counts(found).to_pylist():
+            what = (
+                f"rows of {batch.file} have the {column} {shown(one['values'])}, which is kept as an id and looks like "
+                f"a missing value (--null {one['values']} reads it as one)"
+            )
+            self.told[what] = self.told.get(what, 0) + one["counts"]
 
     def _with_scores(self, batch: Batch, keep: np.ndarray) -> np.ndarray:
         score = batch.rows.column("score")
@@ -103,35 +151,50 @@ class Stage:
         self._report(batch, batch.score_column, "unusable score", batch.allowed_score, wrong, examples)
         return fine
 
-    def _with_fields(self, batch: Batch, keep: np.ndarray) -> np.ndarray:
-        names = self._fields[batch.side]
-        there = np.logical_or.reduce([np.asarray(tables.present(batch.rows.column(name))) for name in names])
-        empty = np.flatnonzero(keep & ~there)
-        ids = batch.rows.column(_ID_COLUMNS[batch.side][0])
-        examples = (f"{batch.place(row)} (id {shown(ids[row].as_py())})" for row in empty.tolist())
-        allowed = "at least one field that is not empty"
-        self._report(batch, ", ".join(names), "no field present", allowed, empty, examples)
-        return there
+    def _sorted_out(
+        self, batch: Batch, keep: np.ndarray, fields: dict[str, np.ndarray]
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Which rows are the first of their id, which come later with another content, and each row's first one.
 
-    def _new(self, batch: Batch, keep: np.ndarray) -> np.ndarray:
-        """Which rows have an id that did not come before. Hashes of ids and of contents are compared, 64 bits each."""
-        known = self._contents[batch.side]
-        texts = [batch.rows.column(name).to_pylist() for name in self._texts[batch.side]]
-        contents = zip(*texts, strict=True) if texts else iter([()] * len(batch.rows))
+        Hashes of ids and of contents are compared, 64 bits each.
+        """
+        known, contents = self._rows[batch.side], self._contents[batch.side]
+        fresh, later = np.zeros(len(batch.rows), bool), np.zeros(len(batch.rows), bool)
+        owners = np.zeros(len(batch.rows), np.int64)
         ids = batch.rows.column(_ID_COLUMNS[batch.side][0]).to_pylist()
-        fresh = np.zeros(len(batch.rows), bool)
-        for row, (one, content, kept) in enumerate(zip(ids, contents, keep.tolist(), strict=True)):
-            if not kept:
-                continue
-            size, found = len(known), hash(content)
-            before = known.setdefault(hash(one), found)
+        found = self._content_hashes(batch, fields)
+        if batch.side == "queries" and batch.spelling is not None:
+            self._count_spellings(batch.spelling, keep)
+        for row in np.flatnonzero(keep).tolist():
+            size = len(known)
+            owner = known.setdefault(hash(ids[row]), size)
+            owners[row] = owner
             if len(known) > size:
                 fresh[row] = True
-            elif before == found:
+                contents.append(found[row])
+            elif contents[owner] == found[row]:
                 self.counts["repeated"] += 1
             else:
-                self.counts["differing"] += 1
-        return fresh
+                later[row] = True
+        return fresh, later, owners
+
+    def _content_hashes(self, batch: Batch, fields: dict[str, np.ndarray]) -> list[int]:
+        """A hash of each row, ids aside; values that are missing, empty or blank count as the same."""
+        names = [name for name in batch.rows.schema.names if name not in _ID_COLUMNS[batch.side]]
+        if batch.spelling is not None:  # the id stands for the fields
+            names = [name for name in names if name not in self._fields[batch.side]]
+        columns = [_without(batch.rows.column(name), fields.get(name)).to_pylist() for name in names]
+        if not columns:
+            return [0] * len(batch.rows)
+        return [_hash(content) for content in zip(*columns, strict=True)]
+
+    def _count_spellings(self, spelling: pa.Array, keep: np.ndarray) -> None:
+        self._spellings.update(spelling.filter(pa.array(keep)).to_pylist())
+
+    @property
+    def merged_spellings(self) -> int:
+        """How many spellings of queries became one with another."""
+        return max(0, len(self._spellings) - self.counts["queries"]) if self._spellings else 0
 
     def _divided(self, side: Side, rows: pa.RecordBatch) -> pa.RecordBatch:
         """With a column ``split``, where the source divides its queries only."""
@@ -141,11 +204,28 @@ class Stage:
         seen = choose((one or "" for one in ids), seed=self._seed, side="document", share=self._share)
         return rows.append_column(SPLIT, pa.array(np.where(seen, "seen", "novel")))
 
-    def _writer(self, side: Side, schema: pa.Schema) -> pq.ParquetWriter:
-        if side not in self._writers:
-            path = self._folder / f"{side}.parquet"
-            self._writers[side] = self._open.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
-        return self._writers[side]
+    def _write(self, path: Path, rows: pa.RecordBatch) -> None:
+        if path not in self._writers:
+            self._writers[path] = self._open.enter_context(pq.ParquetWriter(path, rows.schema, compression="zstd"))
+        self._writers[path].write_batch(rows.cast(self._writers[path].schema))
 
     def _report(self, batch: Batch, column: str, kind: str, allowed: str, rows: np.ndarray, examples: Any) -> None:
         self._log.add(batch.file, column, kind, allowed, len(rows), examples)
+
+
+def _without(column: pa.Array, there: np.ndarray | None) -> pa.Array:
+    """A column with nulls where a field is blank, or a text empty, or a number NaN."""
+    if there is None and pt.is_floating(column.type):
+        there = ~np.asarray(pc.fill_null(pc.is_nan(column), True))
+    elif there is None and tables.is_text(column.type):
+        there = np.asarray(tables.present(column.cast(pa.large_string())))
+    if there is None or there.all():
+        return column
+    return column.filter(pa.array(there)).take(pa.array(np.cumsum(there) - 1, mask=~there))
+
+
+def _hash(content: tuple[Any, ...]) -> int:
+    try:
+        return hash(content)
+    except TypeError:  # lists and objects of columns that are kept
+        return hash(repr(content))

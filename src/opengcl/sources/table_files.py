@@ -1,23 +1,27 @@
-"""Tables from files, a batch at a time: CSV, TSV, JSON lines, Parquet and TREC qrels, plain or compressed."""
+"""Tables from files, a batch at a time: CSV, TSV, JSON, Parquet and TREC qrels, text plain or gzipped."""
 
 from __future__ import annotations
 
-import codecs
-import gzip
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal, Protocol, cast, get_args
+from typing import IO, Any, Literal, Protocol, get_args
 
+import numpy as np
 import pyarrow as pa
-import pyarrow.csv as csv
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from tqdm import tqdm
 
 from opengcl.data.problems import DataSetError, shown
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, listed, with_points, without
+from opengcl.json_rows import JsonFile
+from opengcl.progress import progress_bar
+from opengcl.text_files import TextFile, refuse_foreign
 
 FileKind = Literal["csv", "tsv", "jsonl", "parquet", "trec"]
 KINDS: tuple[FileKind, ...] = get_args(FileKind)
@@ -35,12 +39,9 @@ _SUFFIXES: dict[str, FileKind] = {
     ".qrels": "trec",
 }
 _TREC_COLUMNS = ["query_id", "iteration", "doc_id", "relevance"]
-_GZIP = b"\x1f\x8b"
-_BLOCK_BYTES = 8 << 20
 _ROWS = 8192
 _PARQUET_ROWS = 1 << 16
 _PARQUET_BYTES = 64 << 20
-_LONGEST_LINE = 64 << 20
 
 
 @dataclass(frozen=True)
@@ -50,10 +51,28 @@ class Rows:
     Attributes:
         batch: The columns that were asked for.
         first: Number of the first row, from 0, header not counted.
+        lines: The line of each row of a text file, from 1, header counted; None for others.
+        decimal: The decimal sign of its numbers, where they are text.
     """
 
     batch: pa.RecordBatch
     first: int
+    lines: np.ndarray | None = None
+    decimal: str = "."
+
+    def place(self, row: int) -> str:
+        """How a message names a row of the batch."""
+        return f"row {self.first + row}" if self.lines is None else f"line {self.lines[row]}"
+
+    def with_points(self, column: str, file: str) -> Rows:
+        """The same rows with the decimal commas of a column as points.
+
+        Raises:
+            DataSetError: The decimal sign is a comma, and a value has a point.
+        """
+        place = self.batch.schema.names.index(column)
+        array = with_points(self.batch.column(place), self.decimal, f"{file}, column '{column}'", self.lines)
+        return replace(self, batch=self.batch.set_column(place, self.batch.schema.field(place), array))
 
 
 class Table(Protocol):
@@ -69,6 +88,11 @@ class Table(Protocol):
         """Names of its columns."""
         ...
 
+    @property
+    def told(self) -> str | None:
+        """How it is read, where that had to be found out."""
+        ...
+
     def read(self, columns: Sequence[str], *, progress: bool) -> Iterator[Rows]:
         """Its rows, in order, some thousands at a time."""
         ...
@@ -82,30 +106,38 @@ class TableFile:
         path: The file. Gzip is recognised by its first bytes.
         kind: Its format; by its suffix when not given, one ``.gz`` aside.
         encoding: Of text, any that Python knows. A byte order mark is skipped.
-        quoted: Whether fields of CSV and TSV may be in double quotes, with delimiters and newlines in them.
-        delimiter: One character, instead of the comma or the tab.
+        quoted: Whether fields of CSV and TSV may be in double quotes, with delimiters and line ends in them. By default
+            they may, and a file where quotes seem to join rows is refused; given, it is not doubted.
+        delimiter: One ASCII character, or its name (comma, tab, semicolon, pipe); found when not given.
+        decimal: ``.`` or ``,``; found when not given.
+        skip_lines: Lines of CSV and TSV before the header; found when not given.
+        nulls: Texts that mean a missing value, beside the empty one.
+        names: Names of the columns of CSV and TSV without a header.
 
     Raises:
-        DataSetError: The file is missing, or its kind or encoding unknown.
+        DataSetError: The file is missing, or its kind or encoding unknown, or an option is not allowed.
     """
 
     path: Path
     kind: FileKind | None = None
     encoding: str = "utf-8"
-    quoted: bool = True
+    quoted: bool | None = None
     delimiter: str | None = None
+    decimal: str | None = None
+    skip_lines: int | None = None
+    nulls: tuple[str, ...] = ()
+    names: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
             raise DataSetError(f"{self.path}: no such file")
         if self.kind is not None and self.kind not in KINDS:
             raise DataSetError(f"{self.path}: found kind {self.kind!r}; allowed: {', '.join(KINDS)}")
+        _ = self.text
         try:
-            codecs.lookup(self.encoding)
-        except LookupError as error:
-            raise DataSetError(f"{self.path}: unknown encoding {self.encoding!r}; allowed: Python's names") from error
-        if self.delimiter is not None and len(self.delimiter) != 1:
-            raise DataSetError(f"{self.path}: found delimiter {self.delimiter!r}; allowed: one character")
+            _ = self.options
+        except DataSetError as error:
+            raise DataSetError(f"{self.path}: {error}") from error
         _ = self.format  # an unknown suffix is told at once
 
     @property
@@ -114,6 +146,16 @@ class TableFile:
         return self.path.name
 
     @property
+    def text(self) -> TextFile:
+        """The file as text."""
+        return TextFile(self.path, self.encoding)
+
+    @property
+    def options(self) -> TextOptions:
+        """What is known about its dialect."""
+        return TextOptions(self.delimiter, self.quoted, self.decimal, self.skip_lines, self.nulls)
+
+    @cached_property
     def format(self) -> FileKind:
         """The kind given, or the suffix's.
 
@@ -126,6 +168,8 @@ class TableFile:
         if suffixes and suffixes[-1] in (".gz", ".gzip"):
             suffixes.pop()
         if not suffixes or suffixes[-1] not in _SUFFIXES:
+            with self.text.opened():
+                pass  # a file of another kind is told by its first bytes
             raise DataSetError(
                 f"{self.path}: its suffix names no format; allowed: {', '.join(_SUFFIXES)}, with or without .gz, "
                 f"or the format given: {', '.join(KINDS)}"
@@ -134,51 +178,83 @@ class TableFile:
 
     @property
     def columns(self) -> list[str]:
-        """Names of its columns; those of JSON lines are the keys of the first hundred objects.
+        """Names of its columns, each once; those of JSON are the keys of the first hundred objects.
 
         Raises:
             DataSetError: The file is empty or not of its kind.
         """
+        return list(self._columns)
+
+    @cached_property
+    def _columns(self) -> tuple[str, ...]:
         if self.format == "parquet":
             with _parquet(self.path) as file:
-                return list(file.schema_arrow.names)
+                return tuple(dict.fromkeys(file.schema_arrow.names))
         if self.format == "trec":
-            return list(_TREC_COLUMNS)
+            return tuple(_TREC_COLUMNS)
         if self.format == "jsonl":
             return self._json_columns()
-        with _opened(self.path, None) as stream, self._csv(stream, None) as reader:
-            return _distinct(self.name, list(reader.schema.names))
+        return tuple(self.delimited.columns)
+
+    @cached_property
+    def delimited(self) -> DelimitedFile:
+        """The file as CSV or TSV."""
+        return DelimitedFile(self.text, self.options, TAB if self.format == "tsv" else COMMA, self.names)
+
+    @cached_property
+    def _json(self) -> JsonFile:
+        return JsonFile(self.text)
+
+    @property
+    def dialect(self) -> Dialect | None:
+        """How a CSV or TSV file reads; None for others.
+
+        Raises:
+            DataSetError: It cannot be read.
+        """
+        return self.delimited.dialect if self.format in ("csv", "tsv") else None
+
+    @property
+    def told(self) -> str | None:
+        """How the file is read, where that had to be found out; None for Parquet and TREC."""
+        if self.format == "jsonl":
+            return str(self._json.layout)
+        return str(self.dialect) if self.dialect else None
 
     def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
         """Its rows; all columns of text files are strings, those of Parquet files have their own types.
 
+        A column of JSON that holds lists has lists of strings. NaN is missing in all of them.
+
         Args:
-            columns: Which, in this order. A column of JSON lines may be a path: ``product.title``.
+            columns: Which, in this order. A column of JSON may be a path: ``product.title``.
             progress: Whether long reading shows a bar on stderr.
 
         Raises:
-            DataSetError: A column is missing, or a row cannot be read; the message names file and row.
+            DataSetError: A column is missing, or a row cannot be read; the message names file and line, or row.
         """
         columns = list(dict.fromkeys(columns))
-        if self.format != "jsonl" and (lost := [one for one in columns if one not in self.columns]):
-            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; the file has {', '.join(self.columns)}")
+        if self.format not in ("jsonl", "csv", "tsv") and (lost := [one for one in columns if one not in self.columns]):
+            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; the file has {listed(self.columns)}")
         if self.format == "parquet":
             yield from self._read_parquet(columns, progress)
             return
-        bar = tqdm(
+        bar = progress_bar(
             total=self.path.stat().st_size,
             desc=f"{self.name}: reading",
             unit="B",
             unit_scale=True,
-            disable=not progress,
+            show=progress,
             delay=1.0,
         )
-        readers: dict[str, Callable[[IO[bytes], list[str]], Iterator[Rows]]] = {
-            "jsonl": self._read_json,
-            "trec": self._read_trec,
-        }
-        with bar, _opened(self.path, bar) as stream:
-            yield from readers.get(self.format, self._read_csv)(stream, columns)
+        with bar:
+            if self.format in ("csv", "tsv"):
+                yield from self._read_delimited(columns, bar)
+                return
+            read: Callable[[IO[bytes], list[str]], Iterator[Rows]]
+            read = self._read_json if self.format == "jsonl" else self._read_trec
+            with self.text.opened(bar) as stream:
+                yield from read(stream, columns)
 
     def _read_parquet(self, columns: list[str], progress: bool) -> Iterator[Rows]:
         with _parquet(self.path) as file:
@@ -186,92 +262,37 @@ class TableFile:
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
             rows = max(16, min(_PARQUET_ROWS, _PARQUET_BYTES * max(1, metadata.num_rows) // max(1, size)))
             task, first = f"{self.name}: reading", 0
-            with tqdm(total=metadata.num_rows, desc=task, unit=" rows", disable=not progress, delay=1.0) as bar:
+            with progress_bar(total=metadata.num_rows, desc=task, unit=" rows", show=progress, delay=1.0) as bar:
                 try:
                     for batch in file.iter_batches(rows, columns=columns):
-                        yield Rows(batch.select(columns), first)
+                        yield Rows(without(_without_nan(batch.select(columns)), self.nulls), first)
                         first += len(batch)
                         bar.update(len(batch))
                 except (pa.ArrowException, OSError) as error:
                     raise DataSetError(f"{self.name}, from row {first}: not readable as Parquet: {error}") from error
 
-    @contextmanager
-    def _csv(self, stream: IO[bytes], columns: list[str] | None) -> Iterator[csv.CSVStreamingReader]:
-        wrong: list[csv.InvalidRow] = []
+    def _read_delimited(self, columns: list[str], bar: Any) -> Iterator[Rows]:
+        first, decimal = 0, self.delimited.dialect.decimal
+        for rows in self.delimited.read(columns, bar):
+            yield Rows(rows.batch, first, rows.lines, decimal)
+            first += len(rows.batch)
 
-        def note(row: csv.InvalidRow) -> str:
-            wrong.append(row)
-            return "error"
-
-        names = columns if columns is not None else None
-        try:
-            with csv.open_csv(
-                stream,
-                csv.ReadOptions(use_threads=False, block_size=_BLOCK_BYTES, encoding=_decoder(self.encoding)),
-                csv.ParseOptions(
-                    delimiter=self.delimiter or ("\t" if self.format == "tsv" else ","),
-                    quote_char='"' if self.quoted else False,
-                    newlines_in_values=self.quoted,
-                    invalid_row_handler=note,
-                ),
-                csv.ConvertOptions(
-                    include_columns=names,
-                    column_types=dict.fromkeys(names or [], pa.string()),
-                    strings_can_be_null=False,
-                ),
-            ) as reader:
-                yield reader
-        except (pa.ArrowException, UnicodeError) as error:
-            raise DataSetError(self._csv_error(error, wrong)) from error
-
-    def _csv_error(self, error: Exception, wrong: list[csv.InvalidRow]) -> str:
-        if wrong:
-            row = wrong[0]
-            line = f"line {row.number}" if row.number is not None else "a row"
-            return (
-                f"{self.name}, {line}: found {row.actual_columns} columns; allowed: {row.expected_columns}, as in the "
-                f"header: {shown(row.text)}"
-            )
-        if isinstance(error, UnicodeError) or "UTF8" in str(error) or "encoding" in str(error).lower():
-            return f"{self.name}: not {self.encoding} text ({error}); name its encoding, such as latin-1 or cp1252"
-        if "Empty" in str(error):
-            return f"{self.name}: the file is empty; allowed: a header and rows"
-        return f"{self.name}: not readable as {self.format.upper()}: {error}"
-
-    def _read_csv(self, stream: IO[bytes], columns: list[str]) -> Iterator[Rows]:
-        first = 0
-        with self._csv(stream, columns) as reader:
-            for batch in reader:
-                yield Rows(batch.select(columns), first)
-                first += len(batch)
-
-    def _json_columns(self) -> list[str]:
-        with _opened(self.path, None) as stream:
-            found: dict[str, None] = {}
-            for number, (_, value) in enumerate(self._objects(stream)):
+    def _json_columns(self) -> tuple[str, ...]:
+        found: dict[str, None] = {}
+        with self.text.opened() as stream:
+            for _, value in islice(self._json.objects(stream), 100):
                 found.update(dict.fromkeys(value))
-                if number == 100:
-                    break
         if not found:
-            raise DataSetError(f"{self.name}: the file is empty; allowed: one JSON object a line")
-        return list(found)
+            raise DataSetError(f"{self.name}: the file is empty; allowed: JSON objects")
+        return tuple(found)
 
     def _read_json(self, stream: IO[bytes], columns: list[str]) -> Iterator[Rows]:
-        values = ([self._json_text(value, name, line) for name in columns] for line, value in self._objects(stream))
-        yield from _in_batches(values, columns)
+        objects = self._json.objects(stream)
+        values = ((line, [self._json_value(value, name, line) for name in columns]) for line, value in objects)
+        for rows in _in_batches(values, columns):
+            yield Rows(without(rows.batch, self.nulls), rows.first, rows.lines)
 
-    def _objects(self, stream: IO[bytes]) -> Iterator[tuple[int, dict[str, Any]]]:
-        """(line from 1, object) of every line that is not blank."""
-        for number, line in self._lines(stream):
-            try:
-                value = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataSetError(f"{self.name}, line {number}: not JSON ({error}): {shown(line)}") from error
-            if not isinstance(value, dict):
-                raise DataSetError(f"{self.name}, line {number}: found {shown(value)}; allowed: one object a line")
-            yield number, value
-
-    def _json_text(self, found: dict[str, Any], name: str, line: int) -> str | None:
+    def _json_value(self, found: dict[str, Any], name: str, line: int) -> str | list[str | None] | None:
         value: Any = found.get(name)
         if value is None and "." in name:
             value = found
@@ -280,71 +301,52 @@ class TableFile:
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, int | float):
-            return json.dumps(value)
-        raise DataSetError(f"{self.name}, line {line}, '{name}': found {shown(value)}; allowed: text, a number or null")
+            return json.dumps(value) if math.isfinite(value) else None
+        if isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
+            return [one if isinstance(one, str) or one is None else json.dumps(one) for one in value]
+        raise DataSetError(
+            f"{self.name}, line {line}, '{name}': found {shown(value)}; allowed: text, a number, null, or a list of "
+            f"these; what is inside an object is named by its path, as {name}.KEY"
+        )
 
     def _read_trec(self, stream: IO[bytes], columns: list[str]) -> Iterator[Rows]:
         places = [_TREC_COLUMNS.index(name) for name in columns]
-        yield from _in_batches(([parts[place] for place in places] for parts in self._trec_rows(stream)), columns)
+        rows = ((line, [parts[place] for place in places]) for line, parts in self._trec_rows(stream))
+        yield from _in_batches(rows, columns)
 
-    def _trec_rows(self, stream: IO[bytes]) -> Iterator[list[str]]:
-        for number, line in self._lines(stream):
+    def _trec_rows(self, stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
+        for number, line in self.text.lines(stream):
             parts = line.split()
             if len(parts) != len(_TREC_COLUMNS):
                 allowed = " ".join(_TREC_COLUMNS)
                 raise DataSetError(f"{self.name}, line {number}: found {len(parts)} parts; allowed: {allowed}")
-            yield parts
-
-    def _lines(self, stream: IO[bytes]) -> Iterator[tuple[int, str]]:
-        """(number from 1, text) of the lines that are not blank."""
-        text = codecs.getreader(_decoder(self.encoding))(stream) if not _is_ascii_like(self.encoding) else None
-        number = 0
-        while True:
-            number += 1
-            try:
-                if text is not None:
-                    line = text.readline()
-                else:
-                    line = _decoded(stream.readline(_LONGEST_LINE + 1), self.encoding, number)
-            except UnicodeError as error:
-                raise DataSetError(
-                    f"{self.name}, line {number}: not {self.encoding} text ({error}); name its encoding, as latin-1"
-                ) from error
-            if not line:
-                return
-            if len(line) > _LONGEST_LINE:
-                raise DataSetError(f"{self.name}, line {number}: over {_LONGEST_LINE:,} characters, the limit")
-            if line.strip():
-                yield number, line
+            yield number, parts
 
 
-def _is_ascii_like(encoding: str) -> bool:
-    """Whether a line ends at the byte of a newline, as in all but UTF-16 and UTF-32."""
-    return "\n".encode(encoding) == b"\n"
-
-
-def _decoded(line: bytes, encoding: str, number: int) -> str:
-    text = line.decode(encoding)
-    return text.removeprefix("\ufeff") if number == 1 else text
-
-
-def _decoder(encoding: str) -> str:
-    """UTF-8 with or without a byte order mark."""
-    return "utf-8-sig" if codecs.lookup(encoding).name == "utf-8" else encoding
-
-
-def _in_batches(rows: Iterator[Sequence[str | None]], columns: list[str]) -> Iterator[Rows]:
+def _in_batches(rows: Iterator[tuple[int, Sequence[Any]]], columns: list[str]) -> Iterator[Rows]:
     first = 0
     while block := list(islice(rows, _ROWS)):
-        arrays = [pa.array(column, pa.large_string()) for column in zip(*block, strict=True)]
-        yield Rows(pa.RecordBatch.from_arrays(arrays, names=columns), first)
+        lines, values = zip(*block, strict=True)
+        arrays = [_array(column) for column in zip(*values, strict=True)]
+        yield Rows(pa.RecordBatch.from_arrays(arrays, names=columns), first, np.array(lines, np.int64))
         first += len(block)
 
 
-def _distinct(name: str, columns: list[str]) -> list[str]:
-    if twice := next((one for one in columns if columns.count(one) > 1), None):
-        raise DataSetError(f"{name}, column '{twice}': found more than once in the header; allowed: once")
-    return columns
+def _array(values: Sequence[Any]) -> pa.Array:
+    try:
+        return pa.array(values, pa.large_string())
+    except pa.ArrowTypeError:  # some are lists
+        pass
+    return pa.array([[one] if isinstance(one, str) else one for one in values], pa.list_(pa.large_string()))
+
+
+def _without_nan(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Null where a column of floats holds NaN, which is how pandas writes a missing value."""
+    arrays = [
+        pc.if_else(pc.is_nan(array), pa.scalar(None, array.type), array) if pa.types.is_floating(array.type) else array
+        for array in batch.columns
+    ]
+    return pa.RecordBatch.from_arrays(arrays, schema=batch.schema)
 
 
 @contextmanager
@@ -352,43 +354,10 @@ def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
     except (pa.ArrowException, OSError) as error:
+        with path.open("rb") as raw:
+            head = raw.read(1024)
+        if not head.startswith(b"PAR1"):
+            refuse_foreign(path.name, head)
         raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
     with file:
         yield file
-
-
-@contextmanager
-def _opened(path: Path, bar: Any) -> Iterator[IO[bytes]]:
-    """A file's bytes, gunzipped where its first bytes say so; the bar counts what is read from disk."""
-    with path.open("rb") as raw:
-        counted = cast(IO[bytes], _Counted(raw, bar)) if bar is not None else raw
-        packed = raw.read(2) == _GZIP
-        raw.seek(0)
-        try:
-            if packed:
-                with gzip.open(counted) as unpacked:
-                    yield cast(IO[bytes], unpacked)
-            else:
-                yield counted
-        except (gzip.BadGzipFile, EOFError) as error:
-            raise DataSetError(f"{path.name}: its gzip stream is broken: {error}") from error
-
-
-class _Counted:
-    """Moves a bar by the bytes that are read."""
-
-    def __init__(self, raw: IO[bytes], bar: Any) -> None:
-        self._raw, self._bar = raw, bar
-
-    def read(self, size: int = -1) -> bytes:
-        data = self._raw.read(size)
-        self._bar.update(len(data))
-        return data
-
-    def readline(self, size: int = -1) -> bytes:
-        data = self._raw.readline(size)
-        self._bar.update(len(data))
-        return data
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._raw, name)

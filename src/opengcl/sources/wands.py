@@ -18,7 +18,7 @@ _KEPT = ("product_class", "category hierarchy", "rating_count", "average_rating"
 
 
 def wands_source(folder: Path, *, gains: Mapping[str, float] = GAINS) -> TableSource:
-    """WANDS as its authors publish it.
+    """WANDS as its authors publish it: tab-separated, where a quote is a character like others.
 
     Fields are ``product_name`` as ``title``, ``product_description`` as ``description``, and ``product_features`` as
     ``features``. It has no splits: they are made by our formula.
@@ -30,12 +30,15 @@ def wands_source(folder: Path, *, gains: Mapping[str, float] = GAINS) -> TableSo
     Raises:
         DataSetError: A file is missing or has other columns.
     """
-    queries, products, labels = (TableFile(folder / name, "tsv") for name in FILES)
+    queries, products, labels = (
+        TableFile(folder / name, "tsv", quoted=False, delimiter="tab", decimal=".") for name in FILES
+    )
     mapping = TableMapping(
         query_id="query_id",
         doc_id="product_id",
         queries={"query": "query"},
         documents={"title": "product_name", "description": "product_description", "features": "product_features"},
+        images={},
         label="label",
         gains=gains,
         keep=tuple(name for name in _KEPT if name in products.columns),
