@@ -223,14 +223,15 @@ def test_missing_fields_are_filled_in_as_the_seen_documents_tell(
 ) -> None:
     seen = np.flatnonzero(lacking.splits.document_seen)
     filling = model.with_fill_in(fit_fill_in(model, lacking.documents, seen))
-    assert set(filling.fill_in.maps) == {("title", "image"), ("image", "title")}  # type: ignore[union-attr]
+    assert filling.fill_in is not None
+    assert set(filling.fill_in.maps) == {("title", "image"), ("image", "title")}
     found = evaluate(model, lacking, part="all")
     assert found.per_query.equals(evaluate(filling, lacking, part="all").per_query)
     assert model.fill_in is None  # the model given is left as it was
     assert found.results["score"].to_pylist() != evaluate(leaving_out(model), lacking, part="all").results["score"]
     rows = np.arange(len(lacking.documents))
     with caplog.at_level("WARNING"):
-        left_out = encode(model, lacking.documents, "document", rows)
+        left_out = encode(BiEncoder(model.encoder, model.mix), lacking.documents, "document", rows)
     whole = lacking.documents.present("title", rows) & lacking.documents.present("image", rows)
     assert f"{(~whole).sum()} of 200 documents lack a field" in caplog.text
     filled = encode(filling, lacking.documents, "document", rows)
