@@ -562,6 +562,8 @@ def _default(setting: str, written: str, option: str) -> str:
         function: Any = WEIGHTS[written]
     else:
         module, _, name = written.partition(":")
+        if not module.startswith("benchmarks."):
+            raise ValueError(f"{setting}: found {written!r}; allowed: a function of these benchmarks")  # it is imported
         function = getattr(importlib.import_module(module), name)
     return f"{option}={inspect.signature(function).parameters[option].default:.3g}"
 

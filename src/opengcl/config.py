@@ -13,7 +13,7 @@ from opengcl.data.problems import shown
 from opengcl.fields import COMBINES, MISSING, Combine, Missing, check_fields, parse_fields
 from opengcl.loss import DIRECTIONS, TARGETS, Direction
 from opengcl.plain_yaml import Key, YamlError, advice, read_yaml, write_yaml
-from opengcl.weights import SCALINGS, Scaling, weight_function
+from opengcl.weights import SCALINGS, Scaling, check_weights, is_own_function
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Schedule = Literal["cosine", "linear", "constant"]
@@ -38,7 +38,11 @@ class ConfigError(ValueError):
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Settings of a training run; ``config.yaml`` of a run folder holds all of them and runs again."""
+    """Settings of a training run; ``config.yaml`` of a run folder holds all of them and runs again.
+
+    Functions of the user's own are names here: nothing is imported before `opengcl.training.train` is called, so a
+    configuration that came from elsewhere can be read.
+    """
 
     data: str
     """Folder of the ranked data set."""
@@ -182,7 +186,7 @@ class TrainConfig:
         for name in ("fields", "query_fields"):
             if getattr(self, name) is not None:
                 _named(name, check_fields, getattr(self, name))
-        _named("weights", weight_function, self.weights)
+        _named("weights", check_weights, self.weights)
         if self.docs_per_query and self.queries_per_doc:
             raise ConfigError("docs_per_query and queries_per_doc are two ways to make batches; give one")
         for name in ("sampling_exponent", "final_sampling_exponent"):
@@ -192,6 +196,12 @@ class TrainConfig:
         if self.target not in TARGETS and ":" not in self.target:
             allowed_targets = f"{', '.join(TARGETS)}, or package.module:name"
             raise ConfigError(f"target: found {shown(self.target)}; allowed: {allowed_targets}", key=("target",))
+
+    @property
+    def own_code(self) -> dict[str, str]:
+        """Settings that name code of the user's own, by import path, which training runs."""
+        own = {"weights": self.weights} if is_own_function(self.weights) else {}
+        return own if self.target in TARGETS else own | {"target": self.target}
 
     @property
     def peak_learning_rate(self) -> float:

@@ -9,6 +9,11 @@ from types import ModuleType
 from typing import Any
 
 
+def is_import_path(module: str, name: str) -> bool:
+    """Whether both are written as Python names; nothing is looked for."""
+    return name.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
 def imported(what: str, module: str, name: str) -> Any:
     """What ``module:name`` names, in an installed package or else in the current folder.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import logging
@@ -24,6 +23,7 @@ from opengcl.data.changes import changes, described
 from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import world_size
 from opengcl.inputs import Inputs
+from opengcl.only_writer import FolderBusyError, locked
 from opengcl.prompts import Side
 from opengcl.whole_files import put, put_text
 
@@ -51,14 +51,11 @@ def alone_in(out: Path) -> Iterator[None]:
         TrainError: Another one does.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with (out / LOCK).open("a") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # workers that outlive a killed process do not hold it
-        except BlockingIOError:
-            raise TrainError(f"{out}: another process is training here; wait for its end, or stop it") from None
-        except OSError as error:
-            logger.warning("%s cannot be locked (%s): do not let two processes train there", out, error)
-        yield
+    try:
+        with locked(out / LOCK, f"{out}: another process is training here; wait for its end, or stop it"):
+            yield
+    except FolderBusyError as error:
+        raise TrainError(str(error)) from None
 
 
 def begin(

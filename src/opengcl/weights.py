@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import reprlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast, get_args
@@ -16,7 +17,7 @@ from typing import Literal, cast, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from opengcl.own_functions import imported
+from opengcl.own_functions import imported, is_import_path
 
 Scores = Float[np.ndarray, " pairs"]
 WeightFunction = Callable[[Scores], Scores]
@@ -95,13 +96,34 @@ def weight_function(spec: str | WeightFunction) -> WeightFunction:
     if callable(spec):
         return _Checked(weights_name(spec), spec)
     name, _, rest = spec.partition(":")
-    if name in WEIGHTS:
-        options = _options(name, rest)
-        return _Checked(spec, functools.partial(WEIGHTS[name], **options))
-    if rest and "=" not in rest:
+    if is_own_function(spec):
         return _Checked(spec, _import_function(name, rest))
+    return _Checked(spec, functools.partial(WEIGHTS[name], **_options(name, rest)))
+
+
+def check_weights(spec: str) -> None:
+    """Checks how a weight function is written; nothing is imported, so this may read what comes from outside.
+
+    Raises:
+        ValueError: As `weight_function`, but for functions that are named by an import path, which may be missing.
+    """
+    if not is_own_function(spec):
+        weight_function(spec)
+
+
+def is_own_function(spec: str) -> bool:
+    """Whether a weight function is written as an import path, which runs code of the user's own; else it is one here.
+
+    Raises:
+        ValueError: It is neither.
+    """
+    name, _, rest = spec.partition(":")
+    if name in WEIGHTS:
+        return False
+    if is_import_path(name, rest):
+        return True
     raise ValueError(
-        f"weight function {spec!r} is unknown; use one of {', '.join(WEIGHTS)} "
+        f"weight function {reprlib.repr(spec)} is unknown; use one of {', '.join(WEIGHTS)} "
         "(options as exponential:decay=10), or the import path of a function as package.module:function"
     )
 

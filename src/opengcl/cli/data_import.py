@@ -212,7 +212,7 @@ def import_data(
     from opengcl.data.twins import same_queries
     from opengcl.fetch import FetchOptions
     from opengcl.sources.formats import SourceOptions, open_source
-    from opengcl.sources.importing import ImportOptions, import_dataset
+    from opengcl.sources.importing import ImportOptions, import_dataset, unpacking_beside
 
     columns = _mapping(
         mapping,
@@ -250,7 +250,6 @@ def import_data(
         config=config,
         split=split,
         revision=revision,
-        work=out.parent / f".{out.name}.import" / "unpacked",
     )
     merged = repeated_pairs or ("first" if format_.startswith("marqo") else "error")
     options = ImportOptions(
@@ -264,7 +263,8 @@ def import_data(
         fetch=FetchOptions(concurrency=concurrency, allow_private=allow_private),
         splits=SplitOptions(seed, seen_queries, seen_documents, dev),
     )
-    imported = import_dataset(open_source(format_, source, asked), out, options)
+    with unpacking_beside(out) as work:
+        imported = import_dataset(open_source(format_, source, replace(asked, work=work)), out, options)
     for note in imported.notes:
         typer.echo(f"note: {note}", err=True)
     for what, count in imported.counts.items():

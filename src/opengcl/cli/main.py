@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import reprlib
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +16,7 @@ from opengcl.cli import arguments, data, index
 from opengcl.cli.serve import serve
 
 if TYPE_CHECKING:
+    from opengcl.config import TrainConfig
     from opengcl.data import RankedDataset
 
 app = typer.Typer(
@@ -136,9 +138,13 @@ def train(
         "workers": workers,
         "device": device,
     }
-    if config is None and resume and out is not None and (out / "config.yaml").is_file():
+    changes = arguments.settings(setting or [], texts=TEXT_SETTINGS)
+    found = config is None and resume and out is not None and (out / "config.yaml").is_file()
+    if found and out is not None:
         config = out / "config.yaml"
-    settings = load_config(config, given, arguments.settings(setting or [], texts=TEXT_SETTINGS))
+    settings = load_config(config, given, changes)
+    if found:
+        _require_asked(settings, {name for name, value in {**given, **changes}.items() if value is not None})
     out = Path(settings.out)
     run(settings, resume=resume, baseline=baseline)
     first = rank() == 0
@@ -370,6 +376,16 @@ def _dataset_of(run: Path, moved: Path | None) -> RankedDataset:
         raise ValueError(no_such_folder(run))
     config = load_config(run / "config.yaml", {})
     return RankedDataset.open(moved or config.data, strict=config.strict)
+
+
+def _require_asked(settings: TrainConfig, asked: set[str]) -> None:
+    """Code that only a run folder names is not run: the folder may be another's."""
+    for name, path in settings.own_code.items():
+        if name not in asked:
+            raise ValueError(
+                f"{Path(settings.out) / 'config.yaml'}: {name} names code, {reprlib.repr(path)}, which training would "
+                f"run; if you trust it, say so: --{name} {reprlib.repr(path)}"
+            )
 
 
 def _print_splits(splits: dict[str, dict[str, float]]) -> None:

@@ -44,7 +44,7 @@ class SourceOptions:
         config: Configuration on the hub.
         split: Split on the hub.
         revision: Commit or branch on the hub.
-        work: Folder for what has to be unpacked.
+        work: Folder for what has to be unpacked; each archive gets a new folder inside it.
     """
 
     mapping: TableMapping = field(default_factory=TableMapping)
@@ -238,7 +238,8 @@ def _marqo(location: str, options: SourceOptions) -> MarqoFolder:
     if path.is_file():
         if options.work is None:
             raise DataSetError(f"{location}: an archive; required: a folder to unpack it in")
-        path = unpacked(path, options.work)
+        path, left_out = unpacked(path, options.work)
+        return MarqoFolder(path, options.score, left_out)
     return MarqoFolder(path, options.score)
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -15,6 +16,7 @@ import pyarrow.compute as pc
 from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
+from opengcl.only_writer import only_writer
 from opengcl.progress import progress_bar
 from opengcl.sources.bring_pictures import bring_pictures
 from opengcl.sources.pairs import RepeatedPairs, settle_pairs
@@ -100,13 +102,52 @@ def import_dataset(
     Raises:
         DataSetError: ``out`` is there already, or the source cannot be used, or no score is above 0; the message tells
             up to five examples of each kind of problem.
+        FolderBusyError: Another process or thread writes into ``out``.
     """
     options = options or ImportOptions()
+    with only_writer(out):
+        return _imported(source, out, options, progress=progress)
+
+
+@contextmanager
+def unpacking_beside(out: Path) -> Iterator[Path]:
+    """A folder for what an import unpacks: new, and removed at the end of the ``with`` block, whatever happens there.
+
+    No other import into ``out`` can run meanwhile.
+
+    Args:
+        out: The data set's folder that the import is to make.
+
+    Raises:
+        DataSetError: ``out`` is there already.
+        FolderBusyError: Another process writes into ``out``.
+    """
+    with only_writer(out):
+        _require_free(out)
+        folder = _work_folder(out) / "unpacked"
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):
+                folder.parent.rmdir()  # unless images are kept there for the next try
+
+
+def _work_folder(out: Path) -> Path:
+    return out.parent / f".{out.name}.import"
+
+
+def _require_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
+
+
+def _imported(source: Source, out: Path, options: ImportOptions, *, progress: bool) -> Imported:
+    _require_free(out)
     described = source.describe()
     check_zero(options.score_zero, described)
-    work = out.parent / f".{out.name}.import"
+    work = _work_folder(out)
     made = work / "made"
     shutil.rmtree(made, ignore_errors=True)
     made.mkdir(parents=True)

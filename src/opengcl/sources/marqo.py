@@ -5,7 +5,8 @@ Zhu, T. et al., "Generalized Contrastive Learning for Multi-Modal Retrieval and 
 
 from __future__ import annotations
 
-import tarfile
+import re
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from opengcl.data import tables as typed
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT, FieldType
+from opengcl.sources.archives import unpack
 from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.hub import HubTable
 from opengcl.sources.mapping import hashed
@@ -35,6 +37,9 @@ _HUB_SPLITS = {
     "novel_query": ("novel", "seen"),
     "zero_shot": ("novel", "novel"),
 }
+_TABLES = re.compile(r"corpus_[12]\.json|query_[01]_product_id_[01](\.csv|_gt_(dev|test)\.json)")
+_IMAGE_FOLDERS = frozenset(["image", "images"])
+_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif", ".tif", ".tiff")
 _ROWS = 4096
 _FIELDS: dict[str, FieldType] = {"title": "text", "image": "image"}
 
@@ -51,10 +56,12 @@ class MarqoFolder:
     Attributes:
         folder: The subset, such as ``marqo_gs_wfash_1m``.
         score: Which column the score comes from: ``score_linear`` or ``score_reciprocal``.
+        left_out: Files of its archive that were left out.
     """
 
     folder: Path
     score: str = SCORES[0]
+    left_out: int = 0
 
     def __post_init__(self) -> None:
         if self.score not in SCORES:
@@ -74,8 +81,14 @@ class MarqoFolder:
             options={"score": self.score},
             files=tuple(files),
             picture_root=self.folder,
-            notes=() if len(judged) == 4 else (f"{len(judged)} of the 4 files query_X_product_id_Y.csv are there",),
+            notes=tuple(self._notes(len(judged))),
         )
+
+    def _notes(self, judged: int) -> Iterator[str]:
+        if judged < 4:
+            yield f"{judged} of the 4 files query_X_product_id_Y.csv are there"
+        if self.left_out:
+            yield f"{number_of(self.left_out, 'file')} of the archive left out: neither tables of the format nor images"
 
     def batches(self, *, progress: bool) -> Iterator[Batch]:
         """See `Source`."""
@@ -287,20 +300,25 @@ def _items(path: Path) -> Iterator[tuple[str, Any]]:
         raise DataSetError(f"{path.name}: not one JSON object: {error}") from error
 
 
-def unpacked(archive: Path, into: Path) -> Path:
-    """Unpacks a tar archive (plain or compressed) and returns the folder with the corpora.
+def unpacked(archive: Path, into: Path) -> tuple[Path, int]:
+    """Unpacks a tar archive (plain or compressed), as `archives.unpack` does: a new folder inside ``into``.
 
-    Members that would leave ``into``, links that lead out of it, devices and the like are refused.
+    Returns:
+        The folder with the corpora, and how many files were left out, being none of the format.
 
     Raises:
-        DataSetError: It is no such archive, has such a member, or no corpora.
+        DataSetError: It cannot be unpacked, or has no corpora.
     """
-    try:
-        with tarfile.open(archive) as tar:
-            tar.extractall(into, filter="data")
-    except (tarfile.TarError, OSError, EOFError) as error:
-        raise DataSetError(f"{archive}: cannot be unpacked: {error}") from error
-    found = sorted(path.parent for path in into.rglob("corpus_1.json"))
+    folder, left_out = unpack(archive, into, _is_of_the_format)
+    found = sorted(path.parent for path in folder.rglob("corpus_1.json"))
     if not found:
+        shutil.rmtree(folder)
         raise DataSetError(f"{archive}: no corpus_1.json in it")
-    return found[0]
+    return found[0], left_out
+
+
+def _is_of_the_format(parts: tuple[str, ...]) -> bool:
+    """Tables by their names; images by their suffix, or by a folder of that name."""
+    name = parts[-1]
+    in_images = any(part.lower() in _IMAGE_FOLDERS for part in parts[:-1])
+    return in_images or name.lower().endswith(_IMAGE_SUFFIXES) or _TABLES.fullmatch(name) is not None
