@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -421,6 +423,42 @@ def test_another_process_sees_writes_and_swaps_at_once(
     finally:
         one.close()
         other.close()
+
+
+BUILT_ELSEWHERE = """
+import sys
+from opengcl.index import open_store
+from tests.index_stores import field_values, names, spec, unit_vectors
+
+store = open_store(sys.argv[1])
+for name in ("a", "b"):
+    index = store.create(name, spec())
+    index.upsert(names(20), unit_vectors(20), field_values(20))
+    index.finish()
+store.swap("a")
+store.close()
+"""
+
+
+@pytest.mark.parametrize("kind", ["exact", "lancedb", "postgres", "milvus"])
+def test_an_index_outlives_the_process_that_built_it(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    address = store_uri(kind, tmp_path, request)
+    command = [sys.executable, "-c", BUILT_ELSEWHERE, address]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1], capture_output=True)
+    store = open_store(address)
+    try:
+        assert (store.live(), store.names()) == ("a", ["a", "b"])
+        assert [store.open(name).count() for name in store.names()] == [20, 20]
+        index = store.open()
+        assert index.search(unit_vectors(20)[3:4], 1)[0][0].doc_id == "d3"
+        assert [row is not None for row in index.get(["d3", "d20"])] == [True, False]
+        index.upsert(names(1, 20), unit_vectors(1, seed=1), field_values(1))
+        assert (index.delete(["d3"]), index.count()) == (1, 20)
+        store.swap("b")
+        store.drop("a")
+        assert (store.live(), store.names()) == ("b", ["b"])
+    finally:
+        store.close()
 
 
 # The approximate index

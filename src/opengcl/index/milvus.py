@@ -67,7 +67,9 @@ class MilvusStore:
             else:
                 self.file.parent.mkdir(parents=True, exist_ok=True)
             self.client = MilvusClient(**where)
-            if not self.client.has_collection(_LIST):
+            if self.client.has_collection(_LIST):
+                self.client.load_collection(_LIST)  # Milvus Lite gives up what was loaded when its process ends
+            else:
                 self._make_list()
 
     def create(self, name: str, spec: IndexSpec) -> MilvusIndex:
