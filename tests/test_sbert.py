@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 import torch.distributed as dist
@@ -29,8 +30,10 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, CLIPTokenizerFast
 
 import opengcl.weights
-from opengcl import metrics
+from opengcl import BiEncoder, RankedDataset, evaluate, metrics
+from opengcl.data import Schema, write_dataset
 from opengcl.loss import gcl_loss
+from opengcl.model import FieldMix
 from opengcl.sbert import GCLLoss, GradedRetrievalEvaluator, RankedPairs
 from opengcl.weights import weight_function
 
@@ -524,6 +527,53 @@ def test_fields_fuse_over_what_a_document_has() -> None:
     expected = torch.stack([F.normalize(0.25 * unit["red shirt"] + 0.75 * unit["w1"], dim=0), unit["w2"], unit["w1"]])
     torch.testing.assert_close(evaluator._encode_corpus(model), expected)
     assert evaluator(model)["mrr"] == 0.5  # "brand" is the query's very words, "both" comes second
+
+
+def test_missing_fields_are_filled_in_as_evaluate_does(tmp_path: Path) -> None:
+    generator = np.random.default_rng(0)
+    words = ["red", "shirt", "w1", "w2"]
+    documents: dict[str, Any] = {
+        f"d{row}": {
+            "title": " ".join(generator.choice(words, 3)),
+            "brand": None if row % 5 == 0 else str(generator.choice(words)),
+        }
+        for row in range(80)
+    }
+    queries = {f"q{row}": " ".join(generator.choice(words, 2)) for row in range(6)}
+    qrels = {
+        query: {str(one): float(generator.integers(1, 4)) for one in generator.choice(list(documents), 20, False)}
+        for query in queries
+    }
+    seen = {"split": ["seen"] * len(documents)}
+    write_dataset(
+        tmp_path / "data",
+        Schema("words", {"query": "text"}, {"title": "text", "brand": "text"}, 0.0, 3.0),
+        pa.table({"query_id": list(queries), "query": list(queries.values()), "split": ["seen"] * 6}),
+        pa.table(
+            {"doc_id": list(documents), **{f: [d[f] for d in documents.values()] for f in ("title", "brand")}, **seen}
+        ),
+        pa.table(
+            {
+                name: [
+                    pair[place] for query, judged in qrels.items() for pair in ((query, *one) for one in judged.items())
+                ]
+                for place, name in enumerate(("query_id", "doc_id", "score"))
+            }
+        ),
+    )
+    dataset = RankedDataset.open(tmp_path / "data", cache_dir=tmp_path / "cache", progress=False)
+    encoder = bag_of_words()
+    found = {}
+    for missing in ("fill_in", "leave_out"):
+        mix = FieldMix.choose(encoder, dataset.schema)
+        model = BiEncoder(encoder, mix, missing_fields=missing)  # type: ignore[arg-type]
+        expected = evaluate(model, dataset, part="all", metrics=["ndcg@10"], depth=80).splits()["in_domain"]["ndcg@10"]
+        one = GradedRetrievalEvaluator(queries, documents, qrels, metrics=["ndcg@10"], k=80, missing_fields=missing)  # type: ignore[arg-type]
+        found[missing] = one(encoder)["ndcg@10"]
+        assert found[missing] == pytest.approx(expected, abs=1e-9)
+    assert abs(found["fill_in"] - found["leave_out"]) > 1e-3
+    with pytest.raises(ValueError, match="missing_fields: found 'drop'; allowed: fill_in, leave_out"):
+        GradedRetrievalEvaluator(queries, documents, qrels, missing_fields="drop")  # type: ignore[arg-type]
 
 
 def test_images_on_both_sides(clip: SentenceTransformer) -> None:

@@ -15,15 +15,13 @@ from jaxtyping import Bool, Float, Int
 from opengcl.data import Records
 from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
-from opengcl.fill_in import MIN_ROWS, FillIn, Moments
+from opengcl.fill_in import MIN_ROWS, FillIn, Moments, drawn
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder
 from opengcl.progress import tracked
 from opengcl.prompts import Side
 
 Rows = Int[np.ndarray, " rows"]
-FIT_ROWS = 10_000
-"""Documents that `fit_fill_in` encodes at most."""
 _told: WeakSet[BiEncoder] = WeakSet()
 logger = logging.getLogger(__name__)
 
@@ -151,8 +149,8 @@ def fit_fill_in(
     Args:
         model: The encoder and its document fields.
         documents: The table.
-        rows: Which documents may be used, such as those of ``dataset.splits.document_seen``; of more than `FIT_ROWS`
-            that have two fields, as many are drawn.
+        rows: Which documents may be used, such as those of ``dataset.splits.document_seen``; of those that have two
+            fields, `opengcl.fill_in.FIT_ROWS` are drawn where there are more.
         inputs: As in `encode`.
         batch_size: Rows read and encoded at a time.
 
@@ -161,9 +159,7 @@ def fit_fill_in(
     """
     inputs = inputs or inputs_for(model, documents, "document")
     fields = list(model.mix.document)
-    several = rows[np.sum([inputs.present(field, rows) for field in fields], axis=0) > 1]
-    if len(several) > FIT_ROWS:
-        several = np.sort(np.random.default_rng(0).choice(several, FIT_ROWS, replace=False))
+    several = drawn(rows[np.sum([inputs.present(field, rows) for field in fields], axis=0) > 1])
     moments = Moments(fields)
     for start in range(0, len(several), batch_size):
         block = several[start : start + batch_size]

@@ -23,9 +23,10 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F  # noqa: N812
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -34,6 +35,8 @@ RIDGE = 0.1
 """Share of the mean variance of a component that is added to every component's."""
 MIN_ROWS = 32
 """A pair of fields that fewer rows have together gets no map."""
+FIT_ROWS = 10_000
+"""Rows that maps are learned from at most."""
 PARTS = ("source_mean", "target_mean", "matrix")
 _Pair = tuple[str, str]
 
@@ -178,6 +181,29 @@ class Moments:
                 matrix = torch.linalg.solve(within + added * torch.eye(d).to(within), covariance[here, there])
                 maps[self.fields[p], self.fields[m]] = FieldMap(mean[here].float(), mean[there].float(), matrix.float())
         return FillIn(maps)
+
+
+def learned_fill_in(
+    embeddings: Float[Tensor, "fields rows d"], present: Bool[Tensor, "fields rows"], fields: Sequence[str]
+) -> FillIn:
+    """The maps that rows teach which are all at hand; of more than `FIT_ROWS` with two fields, as many are drawn.
+
+    Args:
+        embeddings: Unit vectors a field.
+        present: Which rows have which field.
+        fields: Names of the fields, in order.
+    """
+    several = drawn((present.sum(0) > 1).nonzero()[:, 0].numpy())
+    moments = Moments(fields)
+    moments.add(embeddings[:, several], present[:, several])
+    return moments.fit()
+
+
+def drawn(rows: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " drawn"]:
+    """The rows to learn from: all of them, or `FIT_ROWS` drawn by a fixed seed, ascending."""
+    if len(rows) <= FIT_ROWS:
+        return rows
+    return np.sort(np.random.default_rng(0).choice(rows, FIT_ROWS, replace=False))
 
 
 def _predicted(

@@ -30,7 +30,8 @@ from torch import Tensor, nn
 from opengcl import metrics as ranking_metrics
 from opengcl.data.problems import shown
 from opengcl.distributed import gather_rows, world_size
-from opengcl.fields import check_fields, fuse
+from opengcl.fields import MISSING, Missing, check_fields, fuse
+from opengcl.fill_in import learned_fill_in
 from opengcl.inputs import only_text
 from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, contrastive_loss
 from opengcl.progress import progress_bar
@@ -383,8 +384,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
 
     Args:
         queries: Text or PIL image of every query id. Queries without a judgment are left out.
-        corpus: Text, PIL image, or ``{field: text or image}`` of every document id. A field that is missing, None or a
-            blank text is left out of that document's fused vector.
+        corpus: Text, PIL image, or ``{field: text or image}`` of every document id. A field may be missing, None or a
+            blank text; see ``missing_fields``.
         qrels: ``{query id: {document id: relevance}}``, relevance finite; a pair not named is 0. Or ``{query id:
             {document id, ...}}``, a set or list, all of them of relevance 1. A query with none is left out.
         relevant_docs: The same under ``InformationRetrievalEvaluator``'s name; give one of the two.
@@ -398,6 +399,9 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         map_at_k: Cutoffs of MAP.
         k: Documents retrieved for a query. Metrics without a cutoff see these k ranks.
         fields: Weights of the documents' fields; equal by default.
+        missing_fields: ``fill_in``: a field that a document lacks is predicted from those it has, by maps learned at
+            each call from the documents that have both, as `opengcl.evaluate` does for a model without maps of its
+            own (`opengcl.fill_in`). ``leave_out``: it is left out of the document's fused vector.
         batch_size: Texts or images encoded at a time.
         query_prompt: Put before each query that is a text; None for the model's own prompt, empty for none.
         corpus_prompt: The same for the texts of documents.
@@ -411,8 +415,8 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
     Raises:
         ValueError: Ids in ``qrels`` that ``queries`` or ``corpus`` lack, a relevance that is no finite number, no
             judged query, a query or document that is neither text nor image, a document without any field, a field
-            that ``fields`` does not name, an unknown metric, a metric whose cutoff is above ``k``, or a prompt's name
-            that the model does not have.
+            that ``fields`` does not name, an unknown metric, a metric whose cutoff is above ``k``, another value of
+            ``missing_fields``, or a prompt's name that the model does not have.
     """
 
     def __init__(
@@ -431,6 +435,7 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         map_at_k: Sequence[int] = (),
         k: int = 1000,
         fields: Mapping[str, float] | None = None,
+        missing_fields: Missing = "fill_in",
         batch_size: int = 32,
         query_prompt: str | None = None,
         query_prompt_name: str | None = None,
@@ -449,7 +454,10 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         self.name, self.metrics, self.k = name, tuple(metrics), k
         self.query_ids = [query for query, judged in qrels.items() if judged]
         self._queries = [queries[query] for query in self.query_ids]
+        if missing_fields not in MISSING:
+            raise ValueError(f"missing_fields: found {missing_fields!r}; allowed: {', '.join(MISSING)}")
         self._documents, self.fields = _by_field(corpus, fields)
+        self.missing_fields = missing_fields
         self._corpus_size = len(corpus)
         row = {document: number for number, document in enumerate(corpus)}
         self._judged_rows = [np.array([row[document] for document in qrels[query]]) for query in self.query_ids]
@@ -508,7 +516,7 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
         """The options that matter to the numbers, for the model card."""
         config: dict[str, Any] = {"k": self.k, "queries": len(self.query_ids), "documents": self._corpus_size}
         if len(self.fields) > 1:
-            config["fields"] = self.fields
+            config |= {"fields": self.fields, "missing_fields": self.missing_fields}
         prompts = {"query_prompt": self.query_prompt, "corpus_prompt": self.corpus_prompt}
         prompts |= {"query_prompt_name": self.query_prompt_name, "corpus_prompt_name": self.corpus_prompt_name}
         return config | {key: prompt for key, prompt in prompts.items() if prompt is not None}
@@ -522,7 +530,12 @@ class GradedRetrievalEvaluator(SentenceEvaluator):  # type: ignore[misc]
             column[rows] = F.normalize(found, dim=-1)
             columns.append(column)
             present[number, rows] = True
-        return fuse(torch.stack(columns), present, torch.tensor(list(self.fields.values())))
+        embeddings = torch.stack(columns)
+        if self.missing_fields == "fill_in" and not present.all():
+            embeddings, present = learned_fill_in(embeddings, present, list(self.fields))(
+                embeddings, present, self.fields
+            )
+        return fuse(embeddings, present, torch.tensor(list(self.fields.values())))
 
     def _write_row(self, folder: Path, row: list[float]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
