@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from opengcl.data.tables import read_whole
+
 KEYS = ("split", "query_id", "pairs")
 
 
@@ -98,7 +100,7 @@ def read_per_query(path: str | Path) -> pa.Table:
     path = Path(path)
     if not path.is_file():
         raise PerQueryError(f"{path}: no such file; an evaluation writes it beside its metrics")
-    table = pq.read_table(path)
+    table = read_whole(path)
     for name in KEYS:
         if name not in table.column_names:
             raise PerQueryError(f"{path}: no column {name!r}; found: {', '.join(table.column_names)}")

@@ -31,6 +31,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
 from opengcl.data.problems import DataSetError, shown
+from opengcl.data.tables import rows_within, unreadable
 from opengcl.delimited_text import DelimitedFile, TextOptions, listed, with_points
 from opengcl.json_rows import JsonFile
 from opengcl.text_files import LONGEST_LINE, TextFile, refuse_foreign
@@ -399,9 +400,12 @@ def _parquet_batches(path: Path, kind: Kind) -> Iterator[_Batch]:
         for name in names:
             _check_type(path, name, file.schema_arrow.field(name).type, number=name == names[2])
         first = 0
-        for batch in file.iter_batches(_PARQUET_ROWS, columns=names):
-            yield _parquet_rows(path, names, batch, first)
-            first += len(batch)
+        try:
+            for batch in file.iter_batches(rows_within(path, _PARQUET_ROWS, names), columns=names):
+                yield _parquet_rows(path, names, batch, first)
+                first += len(batch)
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise RankingFileError(f"{path}, from row {first}: {unreadable(error)}") from error
 
 
 def _parquet_rows(path: Path, names: list[str], batch: pa.RecordBatch, first: int) -> _Batch:

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
+from opengcl.data.tables import read_whole
 from opengcl.field_sets import MEASURES
 from opengcl.named_folders import no_such_folder
 from opengcl.plain_yaml import YamlError, read_yaml
@@ -106,8 +108,12 @@ def read_lists(run: Path, keys: Collection[Key]) -> dict[Key, list[str]]:
     """
     file = run / "results.parquet"
     _check_columns(file, RESULT_COLUMNS)
-    wanted = pc.field("query_id").isin(sorted({query for _, query in keys}))
-    table = pq.read_table(file, columns=list(RESULT_COLUMNS), filters=wanted)
+    wanted = pa.array(sorted({query for _, query in keys}), pa.string())
+
+    def asked(batch: pa.RecordBatch) -> pa.RecordBatch:
+        return batch.filter(pc.is_in(batch.column("query_id").cast(pa.string()), wanted))
+
+    table = read_whole(file, RESULT_COLUMNS, asked)
     ranked: dict[Key, list[tuple[int, str]]] = {key: [] for key in keys}
     for row in table.to_pylist():
         key = (row["split"], row["query_id"])
@@ -149,7 +155,7 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 def _read_per_query(file: Path) -> PerQuery:
     _check_columns(file, KEY_COLUMNS)
-    table = pq.read_table(file)
+    table = read_whole(file)
     keys = list(zip(table["split"].to_pylist(), table["query_id"].to_pylist(), strict=True))
     if len(set(keys)) != len(keys):
         raise RunFolderError(f"{file}: {len(keys) - len(set(keys))} rows repeat a split and query id")

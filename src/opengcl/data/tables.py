@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +31,14 @@ _PICTURES = (
 MAX_TEXT_BYTES = 1_000_000
 """A text field's largest value. Encoders read some hundred words; a tokeniser takes gigabytes for far longer ones."""
 
-_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError)
+_BROKEN = (pa.ArrowException, OSError, UnicodeDecodeError, MemoryError)
 """What pyarrow raises on a damaged file; its names are decoded when they are first asked for."""
 _BATCH_BYTES = 64 << 20
 _BATCH_ROWS = (16, 65_536)
 _PROGRESS_DELAY = 1.0
+_MOST_TOLD = 500
+_MOST_BYTES = 2 << 30
+_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Table:
 
     file: pq.ParquetFile
     name: str
+    path: Path
 
     @classmethod
     @contextmanager
@@ -57,13 +63,13 @@ class Table:
             file = pq.ParquetFile(path, memory_map=True, pre_buffer=False)
             names = file.schema_arrow.names
         except _BROKEN as error:
-            raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
+            raise DataSetError(f"{path}: {unreadable(error)}") from error
         with file:
             if file.metadata.num_rows <= 0:
                 raise DataSetError(f"{path}: found no rows; allowed: 1 or more")
-            if twice := next((name for name in names if names.count(name) > 1), None):
+            if twice := next((name for name, count in Counter(names).items() if count > 1), None):
                 raise DataSetError(f"{path}, column '{twice}': found more than once; allowed: once")
-            yield cls(file, path.name)
+            yield cls(file, path.name, path)
 
     @property
     def rows(self) -> int:
@@ -73,7 +79,11 @@ class Table:
     @property
     def columns(self) -> list[str]:
         """Names of all columns, in file order."""
-        return list(self.file.schema_arrow.names)
+        return list(self._types)
+
+    @cached_property
+    def _types(self) -> dict[str, pa.DataType]:
+        return {field.name: field.type for field in self.file.schema_arrow}
 
     def type_of(self, column: str) -> pa.DataType:
         """A column's type as `plain` leaves it.
@@ -81,9 +91,9 @@ class Table:
         Raises:
             DataSetError: If there is no such column.
         """
-        if column not in self.columns:
-            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
-        return plain_type(self.file.schema_arrow.field(column).type)
+        if column not in self._types:
+            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {shown_names(self._types)}")
+        return plain_type(self._types[column])
 
     def require_text(self, column: str) -> None:
         """Raises `DataSetError` unless the column exists and holds strings."""
@@ -119,7 +129,8 @@ class Table:
             DataSetError: If the file turns out to be broken.
         """
         with progress_bar(total=self.rows, desc=task, unit=" rows", show=progress, delay=_PROGRESS_DELAY) as bar:
-            batches = self._told(lambda: self.file.iter_batches(self._batch_rows(columns), columns=columns))
+            rows = self._told(lambda: rows_within(self.path, self._batch_rows(columns), columns))
+            batches = self._told(lambda: self.file.iter_batches(rows, columns=columns))
             read = 0
             while batch := self._told(lambda: next(batches, None)):
                 read += len(batch)
@@ -134,7 +145,7 @@ class Table:
         try:
             return read()
         except _BROKEN as error:
-            raise DataSetError(f"{self.name}: not readable as Parquet: {error}") from error
+            raise DataSetError(f"{self.name}: {unreadable(error)}") from error
 
     def _batch_rows(self, columns: list[str] | None) -> int:
         """Rows of about `_BATCH_BYTES`, by the sizes in the file's footer; of single columns (ids, scores), many."""
@@ -145,6 +156,104 @@ class Table:
         groups = map(self.file.metadata.row_group, range(self.file.metadata.num_row_groups))
         size = max(1, sum(group.total_byte_size for group in groups))
         return max(low, min(high, _BATCH_BYTES * self.rows // size))
+
+
+def rows_within(path: Path, rows: int, columns: Sequence[str] | None = None) -> int:
+    """How many rows of a Parquet file may be read at a time, so that they are about 64 MB at most when decoded.
+
+    The footer counts a value of a column's dictionary once, however many rows have it: a file of kilobytes can ask for
+    many gigabytes. So the dictionaries themselves are looked at, as they are in the file.
+
+    Args:
+        path: The file.
+        rows: The most.
+        columns: Which are read; all by default.
+
+    Returns:
+        1 to ``rows``.
+
+    Raises:
+        ArrowException, OSError or MemoryError: It cannot be read.
+    """
+    with pq.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
+        wanted = None if columns is None else set(columns)
+        leaves = [(one.path, one.physical_type) for one in file.schema]
+        coded = [leaf for leaf, kind in leaves if kind == "BYTE_ARRAY" and _is_among(leaf, wanted)]
+        groups = file.metadata.num_row_groups
+    if not coded:
+        return rows
+    with pq.ParquetFile(path, memory_map=True, pre_buffer=False, read_dictionary=coded) as file:
+        for group in range(groups):
+            for batch in file.iter_batches(1, row_groups=[group], columns=columns):
+                longest = sum(map(_longest, batch.columns))
+                rows = max(1, min(rows, _BATCH_BYTES // max(1, longest)))
+                break
+    return rows
+
+
+def read_whole(
+    path: Path, columns: Sequence[str] | None = None, keep: Callable[[pa.RecordBatch], pa.RecordBatch] | None = None
+) -> pa.Table:
+    """A small Parquet file as one table, such as a run's results per query.
+
+    Args:
+        path: The file.
+        columns: Which; all by default.
+        keep: What is kept of each batch.
+
+    Raises:
+        DataSetError: It cannot be read, or what is kept has more than 2 GB.
+    """
+    kept, size = [], 0
+    try:
+        with pq.ParquetFile(path, pre_buffer=False) as file:
+            rows = rows_within(path, _BATCH_ROWS[1], columns)
+            names = file.schema_arrow.names if columns is None else list(columns)
+            schema = pa.schema([file.schema_arrow.field(name) for name in names])
+            for batch in file.iter_batches(rows, columns=columns):
+                kept.append(batch.select(names) if keep is None else keep(batch.select(names)))
+                size += kept[-1].nbytes
+                if size > _MOST_BYTES:
+                    raise DataSetError(f"{path}: holds more than {_MOST_BYTES >> 30} GB; allowed: less")
+    except _BROKEN as error:
+        raise DataSetError(f"{path}: {unreadable(error)}") from error
+    return pa.Table.from_batches(kept, schema=schema)
+
+
+def _is_among(leaf: str, wanted: set[str] | None) -> bool:
+    return wanted is None or leaf in wanted or leaf.partition(".")[0] in wanted
+
+
+def _longest(array: pa.Array) -> int:
+    """Bytes of the longest value in a column's dictionaries, at any depth."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        return _longest(array.storage)
+    if pt.is_dictionary(kind):
+        values = array.dictionary
+        coded = is_text(values.type) or _is_bytes(values.type)
+        return (pc.max(pc.binary_length(values)).as_py() or 0) if coded else 0
+    if pt.is_struct(kind):
+        return sum(_longest(array.field(number)) for number in range(kind.num_fields))
+    if pt.is_list(kind) or pt.is_large_list(kind) or pt.is_fixed_size_list(kind):
+        return _longest(array.values)
+    return 0
+
+
+def unreadable(error: BaseException) -> str:
+    """What messages say of a Parquet file that pyarrow cannot read."""
+    if isinstance(error, MemoryError):
+        return (
+            "reading it needs more memory than there is; write it with smaller row groups, or its values are too long"
+        )
+    return f"not readable as Parquet: {str(error)[:_MOST_TOLD]}"
+
+
+def shown_names(names: Iterable[str]) -> str:
+    """Names for a message, at most twenty of them."""
+    listed = list(names)
+    more = f" and {len(listed) - _NAMES:,} more" if len(listed) > _NAMES else ""
+    return ", ".join(name[:100] for name in listed[:_NAMES]) + more
 
 
 def plain(array: pa.Array) -> pa.Array:

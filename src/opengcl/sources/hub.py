@@ -14,9 +14,13 @@ import pyarrow as pa
 from opengcl.data.problems import DataSetError
 from opengcl.delimited_text import without
 from opengcl.progress import progress_bar
+from opengcl.sources.hub_folders import check_files, check_folder
 from opengcl.sources.table_files import Rows
 
 _ROWS = 1024
+_HUB = "hf://datasets/"
+_MESSAGE = 2000
+_PARQUET_ROWS = 256  # decoded at once: a dictionary makes many rows of a few bytes
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,7 @@ class HubTable:
 
     Attributes:
         location: A name on the hub, a folder that `datasets` understands, or one written by ``save_to_disk``.
+            What a folder names must lie inside it.
         split: Which split.
         config: Which configuration, where there are several.
         revision: Commit or branch on the hub.
@@ -75,14 +80,27 @@ class HubTable:
 
     @cached_property
     def _data(self) -> Any:
+        folder = Path(self.location)
         try:
-            if (Path(self.location) / "dataset_info.json").is_file() or (
-                Path(self.location) / "dataset_dict.json"
-            ).is_file():
+            if folder.is_dir():
+                check_folder(folder)
+            if any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
                 found = datasets.load_from_disk(self.location)
                 return found[self.split] if isinstance(found, datasets.DatasetDict) else found
-            return datasets.load_dataset(
-                self.location, self.config, split=self.split, revision=self.revision, streaming=True
-            )
-        except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-            raise DataSetError(f"{self.name}: cannot be opened: {error}") from error
+            builder = datasets.load_dataset_builder(self.location, self.config, revision=self.revision)
+            root = str(folder) if folder.is_dir() else f"{_HUB}{self.location}@"
+            check_files(self.name, root, builder.config.data_files or {}, _kind(builder))
+            if hasattr(builder.config, "batch_size"):
+                builder.config.batch_size = _PARQUET_ROWS
+            return builder.as_streaming_dataset(split=self.split)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError, pa.ArrowException) as error:
+            if isinstance(error, DataSetError):
+                raise
+            raise DataSetError(f"{self.name}: cannot be opened: {str(error)[:_MESSAGE]}") from error
+
+
+def _kind(builder: Any) -> str:
+    """The kind of files that a builder reads: `datasets` makes a class of its own for each folder."""
+    packaged = "datasets.packaged_modules."
+    modules = (base.__module__ for base in type(builder).__mro__)
+    return next((name.removeprefix(packaged).split(".")[0] for name in modules if name.startswith(packaged)), "code")

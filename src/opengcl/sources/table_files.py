@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from opengcl.data.problems import DataSetError, shown
+from opengcl.data.tables import rows_within, unreadable
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, listed, with_points, without
 from opengcl.json_rows import JsonFile
 from opengcl.progress import progress_bar
@@ -261,6 +262,7 @@ class TableFile:
             metadata = file.metadata
             size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
             rows = max(16, min(_PARQUET_ROWS, _PARQUET_BYTES * max(1, metadata.num_rows) // max(1, size)))
+            rows = self._within(rows, columns)
             task, first = f"{self.name}: reading", 0
             with progress_bar(total=metadata.num_rows, desc=task, unit=" rows", show=progress, delay=1.0) as bar:
                 try:
@@ -268,8 +270,14 @@ class TableFile:
                         yield Rows(without(_without_nan(batch.select(columns)), self.nulls), first)
                         first += len(batch)
                         bar.update(len(batch))
-                except (pa.ArrowException, OSError) as error:
-                    raise DataSetError(f"{self.name}, from row {first}: not readable as Parquet: {error}") from error
+                except (pa.ArrowException, OSError, MemoryError) as error:
+                    raise DataSetError(f"{self.name}, from row {first}: {unreadable(error)}") from error
+
+    def _within(self, rows: int, columns: list[str]) -> int:
+        try:
+            return rows_within(self.path, rows, columns)
+        except (pa.ArrowException, OSError, MemoryError) as error:
+            raise DataSetError(f"{self.name}: {unreadable(error)}") from error
 
     def _read_delimited(self, columns: list[str], bar: Any) -> Iterator[Rows]:
         first, decimal = 0, self.delimited.dialect.decimal
@@ -353,11 +361,11 @@ def _without_nan(batch: pa.RecordBatch) -> pa.RecordBatch:
 def _parquet(path: Path) -> Iterator[pq.ParquetFile]:
     try:
         file = pq.ParquetFile(path, pre_buffer=False)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, MemoryError) as error:
         with path.open("rb") as raw:
             head = raw.read(1024)
         if not head.startswith(b"PAR1"):
             refuse_foreign(path.name, head)
-        raise DataSetError(f"{path}: not readable as Parquet: {error}") from error
+        raise DataSetError(f"{path}: {unreadable(error)}") from error
     with file:
         yield file
