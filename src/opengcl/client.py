@@ -103,7 +103,7 @@ class ServedModel:
         label: What people call it.
         dimension: Components of the index's vectors.
         documents: In the index.
-        fields: What travels along -> ``text``, ``number`` or ``boolean``.
+        fields: What travels along -> ``text``, ``integer``, ``number`` or ``boolean``.
         filters: Field -> its values, least and most, as far as known.
         index: Name of the live index.
         fingerprint: Of the model.

@@ -74,10 +74,10 @@ class SearchReply(BaseModel):
 class FilterInfo(BaseModel):
     """What can be asked of one field in `where`."""
 
-    type: Literal["text", "number", "boolean"]
+    type: Literal["text", "integer", "number", "boolean"]
     values: list[Any] | None = Field(description="Up to 50 most frequent values; null where they hardly repeat.")
-    min: float | None
-    max: float | None
+    min: int | float | None
+    max: int | float | None
 
 
 class ModelInfo(BaseModel):

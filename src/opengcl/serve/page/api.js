@@ -54,11 +54,19 @@ async function ask(address, options) {
   const response = await reach(address, options);
   if (!response.ok) throw await failure(response);
   try {
-    return await response.json();
+    return exactly(await response.text());
   } catch (error) {
     if (error.name === "AbortError") throw error;
     throw new Failure(response.status, "The server's answer cannot be read.");
   }
+}
+
+const TEXT_OR_NUMBER = /"(?:[^"\\]|\\.)*"|-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?/g;
+
+/** JSON, with integers that a number of this language would round as texts of their digits. */
+function exactly(json) {
+  const isUnsafe = (one) => /^-?\d{16,}$/.test(one) && !Number.isSafeInteger(Number(one));
+  return JSON.parse(json.replace(TEXT_OR_NUMBER, (one) => (isUnsafe(one) ? `"${one}"` : one)));
 }
 
 async function reach(address, options) {
