@@ -23,6 +23,7 @@ from opengcl.data import RankedDataset
 from opengcl.encode import encode
 from opengcl.fill_in import FieldMap, FillIn
 from opengcl.index import IndexSpec, model_fingerprint, open_store
+from opengcl.index.filters import FieldType
 from opengcl.model import BiEncoder, FieldMix
 from opengcl.serve import Settings
 from opengcl.serve.app import State
@@ -30,7 +31,7 @@ from opengcl.serve.keys import ApiKeys
 from opengcl.serve.run import ModelPlace, make_server, open_state
 from tests.builders import clip, ranked
 
-FIELDS = {"title": "text", "price": "number", "stock": "boolean"}
+FIELDS: dict[str, FieldType] = {"title": "text", "price": "number", "stock": "boolean"}
 SETTINGS = Settings(swap_seconds=0.1, drain_seconds=0.5, stop_seconds=10)
 
 
@@ -89,14 +90,22 @@ def columns_of(shop: Shop, **changed: Any) -> dict[str, list[Any]]:
     return {**columns, **changed}
 
 
-def build(shop: Shop, name: str, *, model: str | None = None, swap: bool = True, **changed: Any) -> None:
+def build(
+    shop: Shop,
+    name: str,
+    *,
+    model: str | None = None,
+    swap: bool = True,
+    fields: dict[str, FieldType] | None = None,
+    **changed: Any,
+) -> None:
     """A version of the index; ``model`` is another fingerprint to claim, ``changed`` are columns."""
     vectors = vectors_of(shop)
     spec = IndexSpec(
         model or model_fingerprint(shop.run),
         vectors.shape[1],
         "float32",
-        dict(FIELDS),
+        dict(fields or FIELDS),
         shop.dataset.fingerprint,
         datetime.now(UTC).isoformat(),
     )

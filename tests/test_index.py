@@ -28,8 +28,9 @@ from opengcl.index import (
     quoted,
     require_model,
 )
-from opengcl.index.filters import And, Compare, In, Missing, Or
+from opengcl.index.filters import And, Compare, FieldType, In, Missing, Or
 from opengcl.index.lance import LanceStore
+from opengcl.index.rows import checked_value
 from tests.index_stores import (  # noqa: F401 - a fixture
     AWKWARD,
     FIELDS,
@@ -423,6 +424,68 @@ def test_another_process_sees_writes_and_swaps_at_once(
     finally:
         one.close()
         other.close()
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "kept"),
+    [
+        ("integer", np.int64(2**53 + 1), 2**53 + 1),
+        ("integer", np.uint8(7), 7),
+        ("integer", 2024.0, 2024),
+        ("integer", 2024.5, None),
+        ("integer", 2.0**53, None),
+        ("integer", 2**63, None),
+        ("integer", float("nan"), None),
+        ("integer", True, None),
+        ("integer", "5", None),
+        pytest.param("integer", 10**5000, None, id="long integer"),
+        ("number", 2**53, 2.0**53),
+        ("number", 2**53 + 1, None),
+        ("number", np.int64(2**53 + 1), None),
+        pytest.param("number", 10**5000, None, id="long number"),
+    ],
+)
+def test_a_value_is_kept_exactly_or_refused(kind: FieldType, value: Any, kept: float | None) -> None:
+    if kept is None:
+        with pytest.raises(VectorIndexError, match=r"^found .*; allowed: |cannot hold exactly; allowed: .*--as-text"):
+            checked_value(kind, value)
+    else:
+        found = checked_value(kind, value)
+        assert (found, type(found)) == (kept, type(kept))
+
+
+@pytest.mark.parametrize("kind", ["exact", "lancedb", "postgres", "milvus"])
+def test_integers_stay_exact(kind: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    base = 9_223_372_036_854_775_000
+    skus = [-(2**63), 2**63 - 1, 2**53, 2**53 + 1, -(2**53) - 1, None, 2024, *(base + row for row in range(128))]
+    rows = len(skus)
+    store = open_store(store_uri(kind, tmp_path, request))
+    try:
+        index = store.create("a", spec(fields={"sku": "integer"}))
+        index.upsert(names(rows), unit_vectors(rows), {"sku": skus})
+        assert [row.fields["sku"] for row in index.get(names(rows)) if row] == skus
+        assert [type(row.fields["sku"]) for row in index.get(["d6"]) if row] == [int]
+        for text in (
+            *(f"sku {sign} {value}" for value in skus[:5] for sign in ("=", "<", ">=", "!=")),
+            f"sku = {base + 64}",
+            f"sku in ({base + 64}, {2**53 + 1}, {-(2**63)})",
+            f"sku not in ({base + 64}, {2**53 + 1})",
+            "sku < 2024.5",
+            "sku = 2024.0",
+            "sku = 2024.5",
+            "sku != 2024.5",
+            f"sku > {2**63}",
+            "sku > -1e30",
+            "sku is null",
+        ):
+            where = parse_filter(text, index.spec.fields)
+            wanted = [f"d{row}" for row, value in enumerate(skus) if matches(where, {"sku": value})]
+            found = index.search(unit_vectors(1), rows, where=where)[0]
+            assert sorted(hit.doc_id for hit in found) == sorted(wanted), text
+            assert all(hit.fields["sku"] == skus[int(hit.doc_id[1:])] for hit in found)
+            assert index.count(where) == len(wanted), text
+    finally:
+        store.close()
 
 
 BUILT_ELSEWHERE = """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import decimal
 import json
 import re
@@ -83,7 +84,7 @@ def test_documents_travel_with_what_is_kept(kind: str, run: Path, shop: RankedDa
     assert index.spec.fields == {
         "title": "text",
         "price": "number",
-        "cents": "number",
+        "cents": "integer",
         "tax": "number",
         "brand": "text",
         "stock": "boolean",
@@ -100,7 +101,7 @@ def test_documents_travel_with_what_is_kept(kind: str, run: Path, shop: RankedDa
         assert row.fields == {
             "title": titles[number],
             "price": None if price is None or np.isnan(price) else price,
-            "cents": number * 100.0,
+            "cents": number * 100,
             "tax": 0.19,
             "brand": "it's" if number % 2 else None,
             "stock": number % 3 == 0,
@@ -181,11 +182,62 @@ def test_shorten_says_what_it_cannot() -> None:
 def test_columns_that_cannot_be_kept(shop: RankedDataset) -> None:
     assert kept_fields(shop.documents, None) == {"title": "text"}
     assert kept_fields(shop.documents, []) == {}
-    with pytest.raises(DataSetError, match=r"'sizes': found list<.*; an index keeps text, numbers and booleans"):
+    with pytest.raises(DataSetError, match=r"'sizes': found list<.*; an index keeps text, integers, numbers"):
         kept_fields(shop.documents, ["sizes"])
     with pytest.raises(DataSetError, match="no column 'size'"):
         kept_fields(shop.documents, ["size"])
-    assert kept_values(shop.documents, "price", np.array([4, 5, 6])) == [None, None, 3.0]
+    assert kept_values(shop.documents, "price", np.array([4, 5, 6]), "number") == [None, None, 3.0]
+
+
+def test_integers_dates_and_decimals_are_kept_as_they_are_or_as_text(run: Path, tmp_path: Path) -> None:
+    rows = range(128)
+    skus = [9_007_199_254_740_993 + row for row in rows]
+    days = [None if row == 1 else datetime.date(2024, 5, 1) for row in rows]
+    documents = {
+        "doc_id": [f"d{row}" for row in rows],
+        "title": ["redshoe"] * 128,
+        "sku": pa.array(skus, pa.int64()),
+        "gtin": pa.array(skus, pa.decimal128(30, 0)),
+        "year": pa.array([None if row == 1 else 2024 for row in rows], pa.uint16()),
+        "huge": pa.array([2**64 - 1] * 128, pa.uint64()),
+        "day": pa.array(days, pa.date32()),
+        "at": pa.array([datetime.datetime(2024, 5, 1, 12)] * 128, pa.timestamp("us")),
+        "exact": pa.array([decimal.Decimal("12345678901234567.89")] * 128, pa.decimal128(30, 2)),
+    }
+    write_dataset(
+        tmp_path / "data",
+        Schema("toy", {"query": "text"}, {"title": "text"}, 1.0, 100.0),
+        pa.table({"query_id": ["q"], "query": ["redshoe"]}),
+        pa.table(documents),
+        pa.table({"query_id": ["q"], "doc_id": ["d0"], "score": [5.0]}),
+    )
+    dataset = RankedDataset.open(tmp_path / "data", cache_dir=tmp_path / "cache", progress=False)
+    store = open_store(f"exact:{tmp_path}/store")
+    texts = ["huge", "day", "at", "exact"]
+    index = build_index(
+        store, run, dataset, keep=["sku", "gtin", "year", *texts], as_text=texts, chunk_rows=64, progress=False
+    )
+    assert index.spec.fields == {"sku": "integer", "gtin": "integer", "year": "integer"} | dict.fromkeys(texts, "text")
+    kept = [row.fields for row in index.get(["d7", "d1"]) if row]
+    assert kept[0] == {
+        "sku": skus[7],
+        "gtin": skus[7],
+        "year": 2024,
+        "huge": "18446744073709551615",
+        "day": "2024-05-01",
+        "at": "2024-05-01 12:00:00",
+        "exact": "12345678901234567.89",
+    }
+    assert type(kept[0]["year"]) is int
+    assert (kept[1]["year"], kept[1]["day"]) == (None, None)
+    assert index.count(parse_filter(f"sku = {skus[7]}", index.spec.fields)) == 1
+    with pytest.raises(DataSetError, match=r"'day': found date32.*keep it as text \(--as-text day\)"):
+        kept_fields(dataset.documents, ["day"])
+    with pytest.raises(DataSetError, match="as_text: found 'day'; allowed: columns to keep, sku"):
+        kept_fields(dataset.documents, ["sku"], ["day"])
+    for name, message in (("huge", "found 18446744073709551615; allowed: integers"), ("exact", "float64 would round")):
+        with pytest.raises(VectorIndexError, match=f"row 0, field '{name}': {message}|row 0.*{message}.*--as-text"):
+            build_index(store, run, dataset, keep=[name], progress=False)
 
 
 def test_a_value_that_no_index_holds_is_told_with_its_row(run: Path, tmp_path: Path) -> None:
@@ -311,7 +363,7 @@ def test_the_commands(
         (["index", "drop", second], "is live; swap to another one first"),
         (["index", "swap", "one"], f"no index 'one'; there: {second}"),
         (["index", "list", "--store", "mysql://x"], "found the address mysql://"),
-        (["index", "build", str(run), *data, "--keep", "sizes"], "an index keeps text, numbers and booleans"),
+        (["index", "build", str(run), *data, "--keep", "sizes"], "an index keeps text, integers, numbers and booleans"),
         (["index", "build", str(run), *data, "--dtype", "int4"], "allowed: float32, int8"),
         (["index", "build", str(tmp_path), *data], "holds no trained model"),
         (["encode", str(run), *data, "--out", str(tmp_path / "v"), "--format", "csv"], "allowed: parquet, npy"),

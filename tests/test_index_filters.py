@@ -13,6 +13,7 @@ from opengcl.index.filters import (
     LONGEST_FILTER,
     MOST_PARTS,
     MOST_VALUES,
+    OPERATORS,
     And,
     Compare,
     FieldType,
@@ -20,11 +21,14 @@ from opengcl.index.filters import (
     FilterError,
     In,
     Missing,
+    Operator,
     Or,
     check_filter,
+    fit_filter,
     parse_filter,
     quoted,
 )
+from tests.index_stores import matches
 
 FIELDS: dict[str, FieldType] = {
     "price": "number",
@@ -32,6 +36,7 @@ FIELDS: dict[str, FieldType] = {
     "stock": "boolean",
     "größe": "text",
     "made in": "text",
+    "sku": "integer",
     "not": "text",
 }
 CHEAP = Compare("price", "<", 50.0)
@@ -96,12 +101,21 @@ def test_what_is_read(text: str, tree: Filter) -> None:
         ("brand = 'x' -- a note", "cannot read"),
         ("brand = 'x'; drop", "cannot read"),
         ("size = 3", r"unknown field 'size'; allowed: price \(number\), brand \(text\)"),
+        ("sku = 'x'", 'sku is integer, found "x"; allowed: a finite number'),
+        ("sku = true", "sku is integer, found true"),
+        ("sku < 1e999", "found Infinity; allowed: a finite number"),
+        ("sku = 9007199254740993.0", "sku is integer.*may be rounded; allowed: all digits"),
+        ("sku in (1, 9.1e15)", "may be rounded; allowed: all digits"),
+        ("price = 9007199254740993", "cannot be 9007199254740993; the nearest is 9007199254740992"),
+        ("price in (1, 9007199254740993)", "cannot be 9007199254740993"),
+        (f"price < {'9' * 5000}", "found Infinity; allowed: a finite number"),
+        (f"price < 1{'0' * 299}", "an integer of 994 bits"),
         ("price = 'x'", 'price is number, found "x"; allowed: a finite number'),
         ("price = true", "price is number, found true"),
         ("price < 1e999", "found Infinity; allowed: a finite number"),
-        ("brand = 5", "brand is text, found 5.0; allowed: text in quotes"),
-        ("brand in ('x', 5)", "brand is text, found 5.0"),
-        ("stock = 1", "stock is boolean, found 1.0; allowed: true or false"),
+        ("brand = 5", "brand is text, found 5; allowed: text in quotes"),
+        ("brand in ('x', 5)", "brand is text, found 5\\b"),
+        ("stock = 1", "stock is boolean, found 1; allowed: true or false"),
         ("brand < 'x'", "brand is text, which has no '<'; allowed: = !="),
         ("stock > false", "stock is boolean, which has no '>'"),
         (r"brand = '\u0000'", "without NUL"),
@@ -145,6 +159,62 @@ def test_a_deep_tree_is_refused_before_anything_recurses() -> None:
         check_filter(tree, FIELDS)
 
 
+LARGEST = 2**63 - 1
+ABSENT = And((Missing("sku", negated=True), Missing("sku")))
+PRESENT = Missing("sku", negated=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "fitted"),
+    [
+        ("sku = 9007199254740993", Compare("sku", "=", 9007199254740993)),
+        (f"sku = {LARGEST}", Compare("sku", "=", LARGEST)),
+        (f"sku = {-LARGEST - 1}", Compare("sku", "=", -LARGEST - 1)),
+        ("sku != 2e3", Compare("sku", "!=", 2000)),
+        ("sku < 2.5", Compare("sku", "<=", 2)),
+        ("sku < 2", Compare("sku", "<=", 1)),
+        ("sku <= 2.5", Compare("sku", "<=", 2)),
+        ("sku > 2.5", Compare("sku", ">=", 3)),
+        ("sku > 2", Compare("sku", ">=", 3)),
+        ("sku >= -2.5", Compare("sku", ">=", -2)),
+        (f"sku > {LARGEST}", ABSENT),
+        (f"sku <= {LARGEST + 1}", PRESENT),
+        ("sku < -1e30", ABSENT),
+        ("sku > -1e30", PRESENT),
+        ("sku = 2.5", ABSENT),
+        ("sku != 2.5", PRESENT),
+        (f"sku = {LARGEST + 1}", ABSENT),
+        ("sku in (1, 2.5, 3.0)", In("sku", (1, 3))),
+        ("sku in (2.5)", ABSENT),
+        ("sku not in (2.5)", PRESENT),
+        (f"sku > 1{'0' * 290}", ABSENT),
+        ("not sku < 2 or price = 1", Or((Compare("sku", ">=", 2), Compare("price", "=", 1.0)))),
+    ],
+)
+def test_values_become_those_of_the_fields_type(text: str, fitted: Filter) -> None:
+    found = fit_filter(parse_filter(text, FIELDS), FIELDS)
+    assert found == fitted
+    assert repr(found) == repr(fitted)  # 2 is not 2.0 here
+
+
+NUMBERS = st.integers(-(2**70), 2**70) | st.floats(-(2.0**53), 2.0**53) | st.sampled_from([2.5, -0.0, 0, LARGEST])
+
+
+@given(
+    st.sampled_from(OPERATORS),
+    NUMBERS,
+    st.lists(NUMBERS, min_size=1, max_size=3),
+    st.booleans(),
+    st.integers(-(2**63), LARGEST) | st.integers(-3, 3) | st.none(),
+)
+def test_fitted_filters_mean_the_same(
+    operator: Operator, value: float, values: list[float], negated: bool, kept: int | None
+) -> None:
+    for given_filter in (Compare("sku", operator, value), In("sku", tuple(values), negated)):
+        fitted = fit_filter(given_filter, FIELDS)
+        assert matches(fitted, {"sku": kept}) == matches(given_filter, {"sku": kept})
+
+
 @given(st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"])))
 def test_any_text_can_be_quoted(text: str) -> None:
     assert parse_filter(f"brand = {quoted(text)}", FIELDS) == Compare("brand", "=", text)
@@ -153,6 +223,11 @@ def test_any_text_can_be_quoted(text: str) -> None:
 @given(st.floats(allow_nan=False, allow_infinity=False))
 def test_any_number_can_be_quoted(number: float) -> None:
     assert parse_filter(f"price in ({quoted(number)})", FIELDS) == In("price", (number,))
+
+
+@given(st.integers(-(2**63), LARGEST))
+def test_any_integer_can_be_quoted(number: int) -> None:
+    assert parse_filter(f"sku in ({quoted(number)})", FIELDS) == In("sku", (number,))
 
 
 PIECES = [

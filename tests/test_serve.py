@@ -130,6 +130,25 @@ def test_pages_add_up_and_ranks_go_on(server: Running) -> None:
     assert [hit for page in pages for hit in page] == whole
 
 
+def test_integers_are_exact_over_http(tmp_path: Path) -> None:
+    shop = make_shop(tmp_path)
+    skus = [9_223_372_036_854_775_000 + row for row in range(len(shop.dataset.documents))]
+    build(shop, "v2", fields={**FIELDS, "sku": "integer"}, sku=skus)
+    with running([shop]) as server:
+        found = server.post("/search", {"query": {"text": TEXT}, "where": f"sku = {skus[7]}"})
+        assert found.json()["total"] == 1
+        assert f'"sku":{skus[7]}}}' in found.text
+        new = {"doc_id": "new", "fields": {"title": "y", "sku": 2**63 - 1, "price": 3}}
+        assert server.post("/documents", {"documents": [new]}).status_code == 200
+        assert server.get("/documents/new").json()["fields"]["sku"] == 2**63 - 1
+        for field, value in (("sku", 2**63), ("sku", 2024.5), ("sku", True), ("price", 2**53 + 1), ("price", 10**4000)):
+            bad = {"doc_id": "bad", "fields": {"title": "y", field: value}}
+            reply = server.post("/documents", {"documents": [bad]})
+            assert (reply.status_code, reply.json()["error"]["field"]) == (422, f"documents.0.fields.{field}")
+            assert len(reply.content) < 1000
+        assert server.get("/models").json()[0]["fields"]["sku"] == "integer"
+
+
 def test_filters_and_fields(server: Running) -> None:
     body = {"query": {"text": TEXT}, "k": 40, "where": "price < 20 and stock = true", "fields": ["price"]}
     found = server.post("/search", body).json()

@@ -49,6 +49,10 @@ def build(
         str | None,
         typer.Option(help="Columns of the documents to show and filter on, with commas; the first text by default."),
     ] = None,
+    as_text: Annotated[
+        str | None,
+        typer.Option(help="Which columns of --keep to keep as text: dates, long decimals, integers beyond 64 bits."),
+    ] = None,
     dimension: Dimension = None,
     dtype: Dtype = "float32",
     vectors: Annotated[
@@ -77,6 +81,7 @@ def build(
             dataset,
             name=name,
             keep=None if keep is None else arguments.names(keep),
+            as_text=() if as_text is None else arguments.names(as_text),
             dimension=dimension,
             dtype=dtype,  # type: ignore[arg-type] # checked there
             swap=swap,

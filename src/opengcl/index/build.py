@@ -9,7 +9,7 @@ import hashlib
 import logging
 import math
 from collections.abc import Callable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime, time
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +44,7 @@ def build_index(
     *,
     name: str | None = None,
     keep: Sequence[str] | None = None,
+    as_text: Sequence[str] = (),
     dimension: int | None = None,
     dtype: VectorType = "float32",
     swap: bool = True,
@@ -65,7 +66,10 @@ def build_index(
         run: A run folder or model folder.
         dataset: Whose documents to take, seen and novel alike.
         name: Of the index; made from what goes into it by default, so the same call finds its own index again.
-        keep: Columns of the documents that travel along: text, numbers, booleans. By default the first text field.
+        keep: Columns of the documents that travel along: text, integers, numbers, booleans. By default the first text
+            field.
+        as_text: Which of them to keep as texts: dates and times (as 2024-05-01), integers beyond 64 bits, decimals of
+            many digits.
         dimension: Keep this many components of each vector, at length 1; all by default.
         dtype: ``float32``, or ``int8`` as `IndexSpec.dtype` says.
         swap: Whether the index becomes the live one when it is whole.
@@ -99,7 +103,7 @@ def build_index(
         model=fingerprint,
         dimension=dimension or width,
         dtype=dtype,
-        fields=kept_fields(documents, keep),
+        fields=kept_fields(documents, keep, as_text),
         data=dataset.fingerprint,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
@@ -208,39 +212,83 @@ def fill(
         bar.update(min(begin * chunk_rows, len(every)))
         for start in starts[begin:]:
             block = every[start : start + chunk_rows]
-            fields = {name: kept_values(documents, name, block) for name in index.spec.fields}
             try:
+                fields = {name: kept_values(documents, name, block, kind) for name, kind in index.spec.fields.items()}
                 index.upsert(documents.ids(block), shorten(vectors(block), index.spec.dimension), fields)
             except VectorIndexError as error:
                 raise VectorIndexError(f"{documents.file}, counted from row {block[0]}: {error}") from error
             bar.update(len(block))
 
 
-def kept_fields(documents: Records, keep: Sequence[str] | None) -> dict[str, FieldType]:
-    """The columns that travel along, with their types.
+def kept_fields(documents: Records, keep: Sequence[str] | None, as_text: Sequence[str] = ()) -> dict[str, FieldType]:
+    """The columns that travel along, with their types; those of ``as_text`` as texts, whatever they are.
 
     Raises:
-        DataSetError: A column that isn't there, or is neither text nor numbers nor booleans.
+        DataSetError: A column that isn't there, or is of a type that an index does not keep.
     """
     if keep is None:
         keep = [name for name, kind in documents.fields.items() if kind == "text"][:1]
-    return {name: _field_type(documents, name) for name in dict.fromkeys(keep)}
+    if unknown := [name for name in as_text if name not in keep]:
+        raise DataSetError(f"as_text: found {unknown[0]!r}; allowed: columns to keep, {', '.join(keep) or 'none'}")
+    return {name: _field_type(documents, name, as_text=name in as_text) for name in dict.fromkeys(keep)}
 
 
-def kept_values(documents: Records, name: str, rows: Rows) -> list[Any]:
-    """Values as an index takes them. Tables often say NaN for a number that is missing."""
-    values = (float(one) if isinstance(one, decimal.Decimal) else one for one in documents.values(name, rows))
-    return [None if isinstance(one, float) and math.isnan(one) else one for one in values]
+def kept_values(documents: Records, name: str, rows: Rows, kind: FieldType) -> list[Any]:
+    """Values as an index takes them. Tables often say NaN for a number that is missing.
+
+    Raises:
+        VectorIndexError: A decimal that a float64 would round; it names the row, from 0 within ``rows``.
+    """
+    values = documents.values(name, rows)
+    if kind == "text":
+        return [one if one is None or isinstance(one, str) else _as_text(one) for one in values]
+    found = [_plain(one, name, row) if isinstance(one, decimal.Decimal) else one for row, one in enumerate(values)]
+    return [None if isinstance(one, float) and math.isnan(one) else one for one in found]
 
 
-def _field_type(documents: Records, name: str) -> FieldType:
+def _as_text(value: Any) -> str | None:
+    """A value as people write it; NaN is missing."""
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, datetime):
+        return value.isoformat(sep=" ")
+    if isinstance(value, date | time):
+        return value.isoformat()
+    return f"{value:f}" if isinstance(value, decimal.Decimal) else str(value)
+
+
+def _plain(value: decimal.Decimal, name: str, row: int) -> int | float:
+    """A decimal as the integer it is, or as the float64 that is written with the same digits."""
+    if value == value.to_integral_value():
+        return int(value)
+    if decimal.Decimal(repr(float(value))) != value:
+        raise VectorIndexError(
+            f"row {row}, field {name!r}: found {value}, which a float64 would round; keep the field as text (--as-text)"
+        )
+    return float(value)
+
+
+def _field_type(documents: Records, name: str, *, as_text: bool) -> FieldType:
     found = documents.column(name).type
     if pt.is_dictionary(found):
         found = found.value_type
+    if as_text and (pt.is_primitive(found) or pt.is_decimal(found)):
+        return "text"
     if pt.is_boolean(found):
         return "boolean"
-    if pt.is_integer(found) or pt.is_floating(found) or pt.is_decimal(found):
+    if pt.is_integer(found) or (pt.is_decimal(found) and found.scale <= 0):
+        return "integer"
+    if pt.is_floating(found) or pt.is_decimal(found):
         return "number"
     if pt.is_string(found) or pt.is_large_string(found) or found in (pa.string_view(), pa.null()):
         return "text"
-    raise DataSetError(f"{documents.file}, column {name!r}: found {found}; an index keeps text, numbers and booleans")
+    if pt.is_temporal(found):
+        raise DataSetError(
+            f"{documents.file}, column {name!r}: found {found}; an index keeps text, integers, numbers and booleans; "
+            f"keep it as text (--as-text {name})"
+        )
+    raise DataSetError(
+        f"{documents.file}, column {name!r}: found {found}; an index keeps text, integers, numbers and booleans"
+    )

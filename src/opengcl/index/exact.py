@@ -21,9 +21,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float32
 
-from opengcl.index.filters import And, Filter, In, Missing, Or, check_filter
+from opengcl.index.filters import And, Filter, In, Missing, Or
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
-from opengcl.index.rows import ARROW, checked_ids, checked_query, checked_rows, column_names, fields_by_row
+from opengcl.index.rows import (
+    ARROW,
+    checked_ids,
+    checked_query,
+    checked_rows,
+    checked_where,
+    column_names,
+    fields_by_row,
+)
 from opengcl.index.vectors import from_kept
 from opengcl.search import exact_top_k
 
@@ -176,7 +184,7 @@ class ExactIndex:
         self, vectors: np.ndarray, k: int, *, where: Filter | None = None, offset: int = 0, exact: bool = False
     ) -> list[list[Hit]]:
         """As `Index.search`; documents with equal scores come in the order in which they were added."""
-        queries = checked_query(self.spec, vectors, k, offset, where)
+        queries, where = checked_query(self.spec, vectors, k, offset, where)
         content = self._read()
         rows = None if where is None else _matching(where, self.spec, content.fields)
         if not len(queries) or not len(content.ids) or (rows is not None and not len(rows)):
@@ -186,8 +194,7 @@ class ExactIndex:
 
     def count(self, where: Filter | None = None) -> int:
         """As `Index.count`."""
-        if where is not None:
-            check_filter(where, self.spec.fields)
+        where = checked_where(self.spec, where)
         content = self._read()
         return len(content.ids) if where is None else len(_matching(where, self.spec, content.fields))
 

@@ -11,7 +11,7 @@ into the comparisons as they are read (``not price < 50`` is ``price >= 50``), s
                 | field ["not"] "in" "(" value ("," value)* ")"
                 | field "is" ["not"] "null"
     field      := letters, digits and _, or anything between backquotes
-    value      := a number, "text" or 'text' with the escapes of JSON and \', true or false
+    value      := a number (a whole one is exact), "text" or 'text' with the escapes of JSON and \', true or false
 
 Keywords are read in any case.
 """
@@ -23,13 +23,22 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, cast, get_args
 
-FieldType = Literal["text", "number", "boolean"]
+FieldType = Literal["text", "integer", "number", "boolean"]
+"""``integer`` is a whole number of 64 bits, kept exactly; ``number`` is a float64."""
+
+
 FIELD_TYPES: tuple[FieldType, ...] = get_args(FieldType)
 Operator = Literal["=", "!=", "<", "<=", ">", ">="]
 OPERATORS: tuple[Operator, ...] = get_args(Operator)
-Value = str | float | bool
+Value = str | int | float | bool
+
+SMALLEST, LARGEST = -(2**63), 2**63 - 1
+"""What an ``integer`` can be."""
+
+EXACT = 2**53
+"""Whole floats below this size stand for themselves; from here on, one float stands for several integers."""
 
 LONGEST_FILTER = 20_000
 """Characters of a filter's text."""
@@ -50,7 +59,7 @@ class FilterError(ValueError):
 
 @dataclass(frozen=True)
 class Compare:
-    """``field operator value``; ``=`` and ``!=`` for all types, the others for numbers."""
+    """``field operator value``; ``=`` and ``!=`` for all types, the others for integers and numbers."""
 
     field: str
     operator: Operator
@@ -109,6 +118,67 @@ def parse_filter(text: str, fields: Mapping[str, FieldType]) -> Filter:
     return found
 
 
+def fit_filter(where: Filter, fields: Mapping[str, FieldType]) -> Filter:
+    """The same filter with values of the fields' own types, which every store compares exactly.
+
+    Integers are compared with integers: ``year < 2020.5`` becomes ``year <= 2020``, and what no 64-bit integer can be
+    becomes a comparison that is never true, or true of every document that has the field.
+
+    Raises:
+        FilterError: As `check_filter`.
+    """
+    check_filter(where, fields)
+    return _fitted(where, fields)
+
+
+def _fitted(where: Filter, fields: Mapping[str, FieldType]) -> Filter:
+    if isinstance(where, And | Or):
+        return type(where)(tuple(_fitted(part, fields) for part in where.parts))
+    kind = fields[where.field]
+    if isinstance(where, Missing) or kind not in ("integer", "number"):
+        return where
+    if isinstance(where, In):
+        return _fitted_in(where, kind)
+    value = cast(int | float, where.value)  # as was checked
+    if kind == "number":
+        return Compare(where.field, where.operator, float(value))
+    return _of_integers(where.field, where.operator, value)
+
+
+def _fitted_in(where: In, kind: FieldType) -> Filter:
+    if kind == "number":
+        return In(where.field, tuple(map(float, where.values)), where.negated)
+    numbers = cast(tuple[int | float, ...], where.values)  # as was checked
+    values = tuple(int(value) for value in numbers if _is_integer(value))
+    return In(where.field, values, where.negated) if values else _always(where.field, where.negated)
+
+
+def _of_integers(field: str, operator: Operator, value: int | float) -> Filter:
+    if operator in ("=", "!="):
+        if not _is_integer(value):
+            return _always(field, operator == "!=")
+        return Compare(field, operator, int(value))
+    if operator == "<":  # less than 2.5 is up to 2, less than 2 is up to 1
+        operator, value = "<=", math.ceil(value) - 1
+    elif operator == ">":
+        operator, value = ">=", math.floor(value) + 1
+    value = math.floor(value) if operator == "<=" else math.ceil(value)
+    if operator == "<=":
+        return Compare(field, "<=", value) if SMALLEST <= value <= LARGEST else _always(field, value > 0)
+    return Compare(field, ">=", value) if SMALLEST <= value <= LARGEST else _always(field, value < 0)
+
+
+def _is_integer(value: int | float) -> bool:
+    """Whether a number's value is one of the 64-bit integers."""
+    return value == math.floor(value) and SMALLEST <= value <= LARGEST
+
+
+def _always(field: str, holds: bool) -> Filter:
+    """What is true of every document that has the field, or of none."""
+    present = Missing(field, negated=True)
+    return present if holds else And((present, Missing(field)))
+
+
 def check_filter(where: Filter, fields: Mapping[str, FieldType]) -> None:
     """Makes sure that a filter fits the fields; every store does so before it translates one.
 
@@ -135,7 +205,7 @@ def _check_comparison(one: Compare | In | Missing, fields: Mapping[str, FieldTyp
         raise FilterError(f"filter: unknown field {one.field!r}; allowed: {there}")
     kind = fields[one.field]
     if isinstance(one, Compare):
-        allowed = OPERATORS if kind == "number" else OPERATORS[:2]
+        allowed = OPERATORS if kind in ("integer", "number") else OPERATORS[:2]
         if one.operator not in allowed:
             raise FilterError(
                 f"filter: {one.field} is {kind}, which has no {one.operator!r}; allowed: {' '.join(allowed)}"
@@ -149,16 +219,40 @@ def _check_comparison(one: Compare | In | Missing, fields: Mapping[str, FieldTyp
 
 
 def _check_value(field: str, kind: FieldType, value: object) -> None:
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         "text": isinstance(value, str),
-        "number": isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value),
+        "integer": is_number and (isinstance(value, int) or _is_finite(value)),
+        "number": is_number and _is_finite(value),
         "boolean": isinstance(value, bool),
     }[kind]
     if not fits:
-        allowed = {"text": 'text in quotes, as "red"', "number": "a finite number, as 9.5", "boolean": "true or false"}
+        allowed = {
+            "text": 'text in quotes, as "red"',
+            "integer": "a finite number, as 9",
+            "number": "a finite number, as 9.5",
+            "boolean": "true or false",
+        }
         raise FilterError(f"filter: {field} is {kind}, found {_shown(value)}; allowed: {allowed[kind]}")
+    if kind == "integer" and isinstance(value, float) and value.is_integer() and EXACT <= abs(value) <= 2.0**63:
+        raise FilterError(
+            f"filter: {field} is integer, found {_shown(value)}, which may be rounded; allowed: all digits of a whole "
+            "number, without point and exponent"
+        )
+    if kind == "number" and isinstance(value, int) and int(float(value)) != value:
+        raise FilterError(
+            f"filter: {field} is number, which is a float64 and cannot be {_shown(value)}; the nearest is "
+            f"{float(value):.0f}. Fields of whole numbers are exact in an index that is built from an integer column"
+        )
     if isinstance(value, str) and ("\0" in value or (not value.isprintable() and _lone_surrogates(value))):
         raise FilterError(f"filter: {field}: found {_shown(value)}; allowed: text without NUL and lone surrogates")
+
+
+def _is_finite(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _lone_surrogates(value: str) -> bool:
@@ -169,10 +263,12 @@ def quoted(value: Value) -> str:
     """A value as a filter's text has it."""
     if isinstance(value, bool):
         return "true" if value else "false"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(float(value))
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else repr(value)
 
 
 def _shown(value: object) -> str:
+    if isinstance(value, int) and abs(value) > 10**60:
+        return f"an integer of {value.bit_length()} bits"  # Python refuses to write very long ones
     text = json.dumps(value) if isinstance(value, str | int | float | bool) else repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
 
@@ -190,6 +286,7 @@ _TOKEN = re.compile(
 )
 _ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "/": "/", "\\": "\\", '"': '"', "'": "'"}
+_LONGEST_INTEGER = 300  # characters; float64 ends at 309 digits
 _KEYWORDS = ("and", "or", "not", "in", "is", "null", "true", "false")
 
 
@@ -303,13 +400,19 @@ class _Parser:
     def _value(self) -> Value:
         token = self._token
         if token.kind == "number":
-            return float(self._take().value)
+            return _number(self._take().value)
         if token.kind == "text":
             self._take()
             return _unescaped(token)
         if token.kind == "word" and token.value.lower() in ("true", "false"):
             return self._take().value.lower() == "true"
         raise self._unexpected("a number, text in quotes, true or false")
+
+
+def _number(written: str) -> int | float:
+    """Digits alone are an integer, which is exact; one that is too long to be either type is an infinite float."""
+    whole = len(written) <= _LONGEST_INTEGER and written.lstrip("+-").isdigit()
+    return int(written) if whole else float(written)
 
 
 def _tokens(text: str) -> list[_Token]:

@@ -18,9 +18,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
+from opengcl.index.filters import SMALLEST, And, Filter, In, Missing, Or, Value
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
-from opengcl.index.rows import ARROW, checked_ids, checked_query, checked_rows, column_names, fields_by_row
+from opengcl.index.rows import (
+    ARROW,
+    checked_ids,
+    checked_query,
+    checked_rows,
+    checked_where,
+    column_names,
+    fields_by_row,
+)
 from opengcl.index.vectors import from_kept
 
 APPROXIMATE_FROM = 20_000
@@ -214,15 +222,14 @@ class LanceIndex:
         self, vectors: np.ndarray, k: int, *, where: Filter | None = None, offset: int = 0, exact: bool = False
     ) -> list[list[Hit]]:
         """As `Index.search`."""
-        queries = checked_query(self.spec, vectors, k, offset, where)
+        queries, where = checked_query(self.spec, vectors, k, offset, where)
         chosen = None if where is None else _sql(where, self._columns)
         with self._told():
             return [self._search(query, k, chosen, offset, exact) for query in queries]
 
     def count(self, where: Filter | None = None) -> int:
         """As `Index.count`."""
-        if where is not None:
-            check_filter(where, self.spec.fields)
+        where = checked_where(self.spec, where)
         with self._told():
             return int(self._table.count_rows(None if where is None else _sql(where, self._columns)))
 
@@ -355,4 +362,6 @@ def _literal(value: Value) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return "'" + value.replace("'", "''") + "'"
-    return repr(float(value))
+    if value == SMALLEST and isinstance(value, int):
+        return f"CAST('{value}' AS BIGINT)"  # as plain digits it is read as minus a number that is too large
+    return repr(value)

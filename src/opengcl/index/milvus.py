@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
-from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
+from opengcl.index.filters import And, Filter, In, Missing, Or, Value
 from opengcl.index.protocol import (
     LONGEST_ID,
     LONGEST_TEXT,
@@ -24,7 +24,7 @@ from opengcl.index.protocol import (
     check_name,
     unknown,
 )
-from opengcl.index.rows import checked_ids, checked_query, checked_rows, column_names
+from opengcl.index.rows import checked_ids, checked_query, checked_rows, checked_where, column_names
 from opengcl.index.vectors import from_kept
 
 try:
@@ -39,7 +39,7 @@ _NOT_FOUND = 100
 _NO_ALIAS = (100, 1600)  # of Milvus Lite and of the server
 _SEARCHED = 128  # HNSW's ef: candidates kept in mind while the graph is walked
 _AT_ONCE = 1000
-_TYPES = {"text": DataType.VARCHAR, "number": DataType.DOUBLE, "boolean": DataType.BOOL}
+_TYPES = {"text": DataType.VARCHAR, "integer": DataType.INT64, "number": DataType.DOUBLE, "boolean": DataType.BOOL}
 
 # It writes every error with a traceback before it raises it.
 logging.getLogger("pymilvus").setLevel(logging.CRITICAL)
@@ -210,7 +210,7 @@ class MilvusIndex:
         self, vectors: np.ndarray, k: int, *, where: Filter | None = None, offset: int = 0, exact: bool = False
     ) -> list[list[Hit]]:
         """As `Index.search`."""
-        queries = checked_query(self.spec, vectors, k, offset, where)
+        queries, where = checked_query(self.spec, vectors, k, offset, where)
         if not len(queries):
             return []
         if exact:
@@ -237,8 +237,7 @@ class MilvusIndex:
 
     def count(self, where: Filter | None = None) -> int:
         """As `Index.count`."""
-        if where is not None:
-            check_filter(where, self.spec.fields)
+        where = checked_where(self.spec, where)
         with self._told() as client:
             found = client.query(self._collection, filter=_text(where, self._columns), output_fields=["count(*)"])
         return int(found[0]["count(*)"])
@@ -353,4 +352,4 @@ def _literal(value: Value) -> str:
         return "true" if value else "false"
     if isinstance(value, str):
         return f'"{value.translate(_ESCAPES)}"'
-    return repr(float(value))
+    return repr(value)

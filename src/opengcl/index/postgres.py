@@ -10,9 +10,9 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from opengcl.index.filters import And, Filter, In, Missing, Or, Value, check_filter
+from opengcl.index.filters import And, Filter, In, Missing, Or
 from opengcl.index.protocol import Hit, IndexSpec, Row, StoreError, UnknownIndex, VectorIndexError, check_name, unknown
-from opengcl.index.rows import checked_ids, checked_query, checked_rows, column_names
+from opengcl.index.rows import checked_ids, checked_query, checked_rows, checked_where, column_names
 from opengcl.index.vectors import from_kept
 
 try:
@@ -31,7 +31,7 @@ _SEARCHED = 128  # HNSW's ef: candidates kept in mind while the graph is walked
 _MOST_SEARCHED = 1000  # pgvector's limit
 _WIDEST = {"float32": 2000, "int8": 4000}  # what pgvector's index takes of each type
 _TYPES = {"float32": "vector", "int8": "halfvec"}  # int8 numbers are kept as halves, without loss: there is no int8
-_COLUMN_TYPES = {"text": "text", "number": "float8", "boolean": "bool"}
+_COLUMN_TYPES = {"text": "text", "integer": "int8", "number": "float8", "boolean": "bool"}
 _CONNECT_SECONDS = 10
 _SETUP_LOCK = 0x6F70656E67636C  # any number that all of our processes share
 
@@ -251,13 +251,12 @@ class PostgresIndex:
         self, vectors: np.ndarray, k: int, *, where: Filter | None = None, offset: int = 0, exact: bool = False
     ) -> list[list[Hit]]:
         """As `Index.search`."""
-        queries = checked_query(self.spec, vectors, k, offset, where)
+        queries, where = checked_query(self.spec, vectors, k, offset, where)
         return [self._search(self._vector(query), k, where, offset, exact) for query in queries]
 
     def count(self, where: Filter | None = None) -> int:
         """As `Index.count`."""
-        if where is not None:
-            check_filter(where, self.spec.fields)
+        where = checked_where(self.spec, where)
         condition, values = _condition(where, self._columns)
         query = sql.SQL("SELECT count(*) FROM {}{}").format(self._table, condition)
         return int(self._run(lambda connection: connection.execute(query, values).fetchall())[0][0])
@@ -352,10 +351,5 @@ def _where(where: Filter, columns: Mapping[str, str]) -> tuple[sql.Composable, l
     if isinstance(where, Missing):
         return sql.SQL("{} IS NOT NULL" if where.negated else "{} IS NULL").format(column), []
     if isinstance(where, In):
-        return sql.SQL("{} <> ALL(%s)" if where.negated else "{} = ANY(%s)").format(column), [_plain(where.values)]
-    return sql.SQL("{} {} %s").format(column, sql.SQL(where.operator)), [_plain((where.value,))[0]]
-
-
-def _plain(values: tuple[Value, ...]) -> list[Value]:
-    """Whole numbers as floats: the columns are, and a list is of one type."""
-    return [float(one) if isinstance(one, int) and not isinstance(one, bool) else one for one in values]
+        return sql.SQL("{} <> ALL(%s)" if where.negated else "{} = ANY(%s)").format(column), [list(where.values)]
+    return sql.SQL("{} {} %s").format(column, sql.SQL(where.operator)), [where.value]

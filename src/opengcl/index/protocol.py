@@ -107,7 +107,7 @@ class Hit:
 
     doc_id: str
     score: float  # cosine, -1 to 1
-    fields: dict[str, Any]  # name -> text, float, bool, or None where the document lacks it
+    fields: dict[str, Any]  # name -> text, int, float, bool, or None where the document lacks it
 
 
 @dataclass(frozen=True, eq=False)

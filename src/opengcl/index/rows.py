@@ -12,14 +12,21 @@ import numpy as np
 import pyarrow as pa
 
 from opengcl.data.problems import shown
-from opengcl.index.filters import FieldType, Filter, check_filter
+from opengcl.index.filters import EXACT, LARGEST, SMALLEST, FieldType, Filter, fit_filter
 from opengcl.index.protocol import LONGEST_ID, LONGEST_TEXT, IndexSpec, VectorIndexError
 from opengcl.index.vectors import check_unit, to_int8
 
 DEEPEST = 10_000
 """``offset + k`` of a search, at most."""
 
-ARROW: dict[FieldType, pa.DataType] = {"text": pa.string(), "number": pa.float64(), "boolean": pa.bool_()}
+ARROW: dict[FieldType, pa.DataType] = {
+    "text": pa.string(),
+    "integer": pa.int64(),
+    "number": pa.float64(),
+    "boolean": pa.bool_(),
+}
+
+_AS_TEXT = "keep the field as text (--as-text, as_text)"
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,12 +92,17 @@ def checked_ids(ids: Sequence[str]) -> list[str]:
     for row, one in enumerate(names):
         if not isinstance(one, str) or not one:
             raise VectorIndexError(f"row {row}: found the id {shown(one)}; allowed: text that is not empty")
-        _check_text(one, f"row {row}, id", LONGEST_ID)
+        try:
+            _check_text(one, LONGEST_ID)
+        except VectorIndexError as error:
+            raise VectorIndexError(f"row {row}, id: {error}") from None
     return names
 
 
-def checked_query(spec: IndexSpec, vectors: np.ndarray, k: int, offset: int, where: Filter | None) -> np.ndarray:
-    """The vectors of a search as float32, once all of its arguments are sure to be allowed.
+def checked_query(
+    spec: IndexSpec, vectors: np.ndarray, k: int, offset: int, where: Filter | None
+) -> tuple[np.ndarray, Filter | None]:
+    """The vectors of a search as float32 and its filter as `fit_filter` makes it, once all of it is sure to be allowed.
 
     Raises:
         VectorIndexError: Naming what is not.
@@ -101,9 +113,68 @@ def checked_query(spec: IndexSpec, vectors: np.ndarray, k: int, offset: int, whe
             raise VectorIndexError(f"{name}: found {value!r}; allowed: a whole number from {low} on")
     if k + offset > DEEPEST:
         raise VectorIndexError(f"offset + k: found {offset} + {k}; allowed: up to {DEEPEST:,}")
-    if where is not None:
-        check_filter(where, spec.fields)
-    return check_unit(vectors, spec.dimension, "queries")
+    fitted = checked_where(spec, where)
+    return check_unit(vectors, spec.dimension, "queries"), fitted
+
+
+def checked_where(spec: IndexSpec, where: Filter | None) -> Filter | None:
+    """A filter as `fit_filter` makes it; None stays None.
+
+    Raises:
+        FilterError: A filter that doesn't fit the fields.
+    """
+    return None if where is None else fit_filter(where, spec.fields)
+
+
+def checked_value(kind: FieldType, value: Any) -> str | int | float | bool | None:
+    """A document's value as an index keeps it: of the field's type, and exactly what was given.
+
+    Raises:
+        VectorIndexError: It is of another type, or the type cannot hold it.
+    """
+    if value is None:
+        return None
+    if kind == "text" and isinstance(value, str):
+        return _check_text(value, LONGEST_TEXT)
+    if kind == "boolean" and isinstance(value, bool | np.bool_):
+        return bool(value)
+    if kind == "integer" and not isinstance(value, bool) and isinstance(value, numbers.Real):
+        return _integer(value)
+    if kind == "number" and not isinstance(value, bool) and isinstance(value, numbers.Real):
+        return _float(value)
+    raise VectorIndexError(f"found {_bounded(value)}; allowed: {kind}, or None")
+
+
+def _integer(value: numbers.Real) -> int:
+    if isinstance(value, numbers.Integral):
+        if SMALLEST <= int(value) <= LARGEST:
+            return int(value)
+        raise VectorIndexError(f"found {_bounded(value)}; allowed: integers from -2^63 to 2^63 - 1, or {_AS_TEXT}")
+    if math.isfinite(value) and float(value).is_integer() and abs(value) < EXACT:
+        return int(value)  # tables whose whole numbers became floats because some are missing
+    raise VectorIndexError(f"found {_bounded(value)}; allowed: integer, or None")
+
+
+def _float(value: numbers.Real) -> float:
+    try:
+        found = float(value)
+    except OverflowError:
+        found = math.inf
+    if isinstance(value, numbers.Integral) and (math.isinf(found) or int(found) != int(value)):
+        raise VectorIndexError(
+            f"found {_bounded(value)}, which a number (float64) cannot hold exactly; allowed: integers up to 2^53, "
+            f"an integer field (an index built from an integer column), or {_AS_TEXT}"
+        )
+    if not math.isfinite(found):
+        raise VectorIndexError(f"found {value}; allowed: a finite number, or None")
+    return found
+
+
+def _bounded(value: Any) -> str:
+    """A value for a message; Python refuses to write very long integers."""
+    if isinstance(value, int) and abs(value) > 10**60:
+        return f"an integer of {value.bit_length()} bits"
+    return shown(value)
 
 
 def _column(name: str, kind: FieldType, values: Sequence[Any], rows: int) -> pa.Array:
@@ -112,29 +183,21 @@ def _column(name: str, kind: FieldType, values: Sequence[Any], rows: int) -> pa.
     return pa.array([_value(name, kind, value, row) for row, value in enumerate(values)], ARROW[kind])
 
 
-def _value(name: str, kind: FieldType, value: Any, row: int) -> str | float | bool | None:
-    if value is None:
-        return None
-    where = f"row {row}, field {name!r}"
-    if kind == "text" and isinstance(value, str):
-        return _check_text(value, where, LONGEST_TEXT)
-    if kind == "boolean" and isinstance(value, bool | np.bool_):
-        return bool(value)
-    if kind == "number" and not isinstance(value, bool) and isinstance(value, numbers.Real):
-        if not math.isfinite(value):
-            raise VectorIndexError(f"{where}: found {value}; allowed: a finite number, or None")
-        return float(value)
-    raise VectorIndexError(f"{where}: found {shown(value)}; allowed: {kind}, or None")
+def _value(name: str, kind: FieldType, value: Any, row: int) -> str | int | float | bool | None:
+    try:
+        return checked_value(kind, value)
+    except VectorIndexError as error:
+        raise VectorIndexError(f"row {row}, field {name!r}: {error}") from None
 
 
-def _check_text(text: str, where: str, longest: int) -> str:
+def _check_text(text: str, longest: int) -> str:
     """Text that every store can hold as it is."""
     try:
         size = len(text.encode("utf-8"))
     except UnicodeEncodeError:
-        raise VectorIndexError(f"{where}: found {shown(text)}; allowed: text without lone surrogates") from None
+        raise VectorIndexError(f"found {shown(text)}; allowed: text without lone surrogates") from None
     if size > longest:
-        raise VectorIndexError(f"{where}: found {size:,} bytes; allowed: up to {longest:,}")
+        raise VectorIndexError(f"found {size:,} bytes; allowed: up to {longest:,}")
     if "\0" in text:
-        raise VectorIndexError(f"{where}: found {shown(text)}; allowed: text without NUL")
+        raise VectorIndexError(f"found {shown(text)}; allowed: text without NUL")
     return text

@@ -74,10 +74,10 @@ class SearchReply(BaseModel):
 class FilterInfo(BaseModel):
     """What can be asked of one field in `where`."""
 
-    type: Literal["text", "number", "boolean"]
+    type: Literal["text", "integer", "number", "boolean"]
     values: list[Any] | None = Field(description="Up to 50 most frequent values; null where they hardly repeat.")
-    min: float | None
-    max: float | None
+    min: int | float | None
+    max: int | float | None
 
 
 class ModelInfo(BaseModel):
@@ -89,7 +89,7 @@ class ModelInfo(BaseModel):
     documents: int
     fields: dict[str, str]
     filters: dict[str, FilterInfo]
-    images: list[str] = Field(description="Fields of `GET /documents/{doc_id}/image/{field}`.")
+    images: list[str] = Field(description="Fields of `GET /image`.")
     query: list[str] = Field(description="What a query may be: text, image.")
     inputs: dict[str, str] = Field(description="Fields that `POST /documents` encodes.")
     index: str = Field(description="Name of the live index.")
@@ -128,7 +128,7 @@ class DocumentsReply(BaseModel):
 
 
 class Deleted(BaseModel):
-    """``DELETE /documents/{doc_id}``."""
+    """``DELETE /documents``."""
 
     model: str
     deleted: int

@@ -146,6 +146,11 @@ def _filter_info(kind: FieldType, column: pa.ChunkedArray) -> FilterInfo:
     info = no_filter_info(kind)
     if len(column) == 0:
         return info
+    if kind == "integer":
+        if not (pa.types.is_integer(column.type) or pa.types.is_decimal(column.type)):
+            return info
+        ends = pc.min_max(column).as_py()
+        return info.model_copy(update={name: int(value) for name, value in ends.items() if value is not None})
     if kind == "number":
         ends = pc.min_max(column.cast(pa.float64(), safe=False)).as_py()
         finite = {name: value for name, value in ends.items() if value is not None and np.isfinite(value)}

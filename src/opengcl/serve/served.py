@@ -14,8 +14,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from opengcl.cores import usable_cores
-from opengcl.index import Filter, Index, StoreError, UnknownIndex, parse_filter, shorten
+from opengcl.index import Filter, Index, StoreError, UnknownIndex, VectorIndexError, parse_filter, shorten
 from opengcl.index import Hit as Found
+from opengcl.index.filters import FieldType
+from opengcl.index.rows import checked_value
 from opengcl.prompts import Side
 from opengcl.serve import api
 from opengcl.serve.catalogue import JUDGED_DEPTH, Catalogue, Judgements, no_filter_info
@@ -373,16 +375,11 @@ def _shown(fields: Mapping[str, Any], asked: Sequence[str] | None) -> dict[str, 
     }
 
 
-def _value(document: api.NewDocument, name: str, kind: str, row: int) -> Any:
-    value = document.fields.get(name)
-    fits = {
-        "text": isinstance(value, str),
-        "number": isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300,
-        "boolean": isinstance(value, bool),
-    }[kind]
-    if value is not None and not fits:
-        raise ApiError(422, f"found {str(value)[:60]!r}; allowed: {kind}, or null", f"documents.{row}.fields.{name}")
-    return value
+def _value(document: api.NewDocument, name: str, kind: FieldType, row: int) -> Any:
+    try:
+        return checked_value(kind, document.fields.get(name))
+    except VectorIndexError as error:
+        raise ApiError(422, str(error).replace("or None", "or null"), f"documents.{row}.fields.{name}") from None
 
 
 def _milliseconds(started: float) -> float:

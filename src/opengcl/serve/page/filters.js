@@ -2,6 +2,7 @@
 
 import { label, nameField, reads } from "./catalogue.js";
 import { make } from "./dom.js";
+import { asNumber } from "./state.js";
 
 const OPEN = 4; // groups that are open from the start
 
@@ -30,12 +31,14 @@ export function showFilters(form, model, chosen, change) {
 function filtered(model) {
   return Object.entries(model.filters).filter(([name, info]) =>
     info.type === "boolean" ? true
-      : info.type === "number" ? info.min !== null && info.min < info.max
+      : isRange(info) ? info.min !== null && Number(info.min) < Number(info.max)
         : info.type === "text" && name !== nameField(model) && info.values?.length > 1);
 }
 
+const isRange = (info) => info.type === "number" || info.type === "integer";
+
 function group(name, info, value, open, change) {
-  const body = { text: checks, number: range, boolean: toggle }[info.type](name, info, value, change);
+  const body = { text: checks, integer: range, number: range, boolean: toggle }[info.type](name, info, value, change);
   const count = Array.isArray(value) ? value.length : value === null ? 0 : 1;
   return make("details", { open, "data-field": name },
     make("summary", {}, label(name), count > 0 && make("span", { class: "count" }, String(count))),
@@ -58,15 +61,14 @@ function checks(name, info, value, change) {
 
 function range(name, info, value, change) {
   const { low, high } = value ?? { low: null, high: null };
-  const whole = Number.isInteger(info.min) && Number.isInteger(info.max);
+  const whole = info.type === "integer" || (Number.isInteger(info.min) && Number.isInteger(info.max));
   const box = (which, told, number) => make("label", {},
     make("span", { class: "hidden" }, `${label(name)} ${told}`),
     make("input", {
       type: "number", inputmode: "decimal", id: `filter-${name}-${which}`, step: whole ? 1 : "any",
       placeholder: reads(name, which === "low" ? info.min : info.max), value: number,
       onchange: (event) => {
-        const found = event.target.value === "" ? null : event.target.valueAsNumber;
-        const next = { low, high, [which]: Number.isFinite(found) ? found : null };
+        const next = { low, high, [which]: asNumber(event.target.value) };
         change(next.low === null && next.high === null ? null : next);
       },
     }));

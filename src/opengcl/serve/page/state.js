@@ -72,7 +72,9 @@ function writeFilter(value) {
   return [typeof value === "boolean" ? String(value) : `${value.low ?? ""}..${value.high ?? ""}`];
 }
 
-function asNumber(text) {
+/** A number, or the digits themselves where a number of this language would round an integer; null for none. */
+export function asNumber(text) {
   const number = text ? Number(text) : Number.NaN;
+  if (/^-?\d+$/.test(text) && !Number.isSafeInteger(number)) return text;
   return Number.isFinite(number) ? number : null;
 }
