@@ -110,6 +110,7 @@ def train(
     """
     from opengcl.config import TEXT_SETTINGS, load_config
     from opengcl.distributed import leave_ranks, rank
+    from opengcl.run_folder import read_figures
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
@@ -145,9 +146,9 @@ def train(
     if not first:
         return
     arguments.say(f"{out}: trained. Open {out / 'report.html'}")
-    figures = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    _print_splits(figures["splits"])
-    _print_field_sets(figures.get("fields", {}))
+    figures = read_figures(out)
+    _print_splits(figures.splits)
+    _print_field_sets(figures.fields)
 
 
 @app.command()

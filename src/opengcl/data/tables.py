@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import FieldType
 from opengcl.progress import progress_bar
 
@@ -82,7 +82,7 @@ class Table:
             DataSetError: If there is no such column.
         """
         if column not in self.columns:
-            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {listed(self.columns)}")
         return plain_type(self.file.schema_arrow.field(column).type)
 
     def require_text(self, column: str) -> None:

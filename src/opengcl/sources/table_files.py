@@ -17,8 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from opengcl.data.problems import DataSetError, shown
-from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, listed, with_points, without
+from opengcl.data.problems import DataSetError, listed, shown
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, with_points, without
 from opengcl.json_rows import JsonFile
 from opengcl.progress import progress_bar
 from opengcl.text_files import TextFile, refuse_foreign
