@@ -6,6 +6,7 @@ import csv
 import functools
 import http.server
 import io
+import json
 import os
 import signal
 import subprocess
@@ -795,6 +796,26 @@ SPREADSHEETS: dict[str, tuple[str, tuple[str, ...], dict[str, float]]] = {
 def test_spreadsheets(tmp_path: Path, text: str, words: tuple[str, ...], scores: dict[str, float]) -> None:
     told, found = by_command(tmp_path, text, *words)
     assert {one: score for one, (_, score) in found.items()} == scores, told
+
+
+def test_decimal_commas_in_texts_of_json_and_parquet(tmp_path: Path) -> None:
+    rows = [{"query": "a", "sku": "1", "title": "1,5", "score": "3,5"}, {"query": "a", "sku": "2", "title": "2.5"}]
+    lines = "".join(json.dumps({"score": 0.25} | row) + "\n" for row in rows)
+    told, found = by_command(tmp_path, lines, "--decimal", ",", "--score", "title", "--fields", "score", name="t.jsonl")
+    assert not found
+    assert "t.jsonl, column 'title', line 2: found '2.5'; allowed: numbers with a decimal comma" in told
+    told, found = by_command(tmp_path, lines, name="t.jsonl")
+    assert not found
+    assert "(--decimal , reads decimal commas)" in told
+    told, found = by_command(tmp_path, lines, "--decimal", ",", name="t.jsonl")
+    assert found == {"1": ("1,5", 3.5), "2": ("2.5", 0.25)}, told
+    assert "t.jsonl: JSON, a row a line, decimal comma in texts" in told
+
+    pq.write_table(pa.Table.from_pylist([rows[0], rows[1] | {"score": "1"}]), tmp_path / "p.parquet")
+    made = tmp_path / "from-parquet"
+    words = ["data", "import", str(tmp_path / "p.parquet"), "--out", str(made), "--decimal", ",", "--no-check"]
+    assert CliRunner().invoke(app, words).exit_code == 0
+    assert pq.read_table(tmp_path / "from-parquet/qrels.parquet")["score"].to_pylist() == [3.5, 1]
 
 
 REFUSED: dict[str, tuple[str, tuple[str, ...], str]] = {

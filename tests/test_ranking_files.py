@@ -252,6 +252,17 @@ def test_a_run_as_ms_marco_has_them_ranks_by_its_third_column(tmp_path, name):
         ("x.json", b'{"q": {"d": "good"}}', "x.json: no judgments|line 1"),
         ("x.json", b'{"q": {"d": 1, "e": [2]}}', r"line 1: \[2\] is neither a text nor a number"),
         ("x.json", b'{"q": {"d": 1}, "r": 3}', "line 1: not JSON: found '3'; allowed: '{'"),
+        ("x.json", b'{"q": {"d": 1},\n"r": {"d": 3},\n"q": {"e": 3}}', "line 3: found the key 'q' twice"),
+        (
+            "x.json",
+            b'{"q": {"d": 1,\n"d": 3}}',
+            "line 2: found the key 'd' twice in one object; allowed: each key once",
+        ),
+        (
+            "x.jsonl",
+            b'{"query_id": "q", "doc_id": "d", "score": 1, "score": 2}\n',
+            "line 1: found the key 'score' twice",
+        ),
         ("x.jsonl", b'{"query_id": "q", "doc_id": NaN, "score": 1}\n', "line 1, column 'doc_id': empty"),
         ("x.jsonl", b'{"query_id": "q", "doc_id": "d", "score": 1}\n\n{"query_id": "q"', "line 3: not JSON"),
         ("x.tsv", b"a\tb\n", "no header with query_id, doc_id and relevance, nor the 4 columns of TREC"),

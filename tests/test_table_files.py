@@ -194,6 +194,9 @@ def test_json_lines_give_back_any_text(tmp_path_factory: pytest.TempPathFactory,
     assert [row["t"] for row in read(path, ["t"])] == texts
 
 
+TWICE = "found the key 'a' twice in one object; allowed: each key once"
+
+
 @pytest.mark.parametrize(
     ("name", "data", "options", "told"),
     [
@@ -216,6 +219,11 @@ def test_json_lines_give_back_any_text(tmp_path_factory: pytest.TempPathFactory,
         ("t.json", '{"x": [{"a": 1}],\n"y": [{"a": 2}]}', {}, "found an object with the lists 'x' and 'y'"),
         ("t.jsonl", b'{"a": "\xff"}\n', {}, "t.jsonl, line 1: not utf-8 text"),
         ("t.jsonl", "[" * 100_000, {}, "t.jsonl, line 1: not JSON"),
+        ("t.jsonl", '{"a": 1}\n{"a": 2, "b": 1, "a": 3}\n', {}, f"t.jsonl, line 2: {TWICE}"),
+        ("t.jsonl", '{"a": 1, "a": 3}\n{"a": 1}\n', {}, f"t.jsonl, line 1: {TWICE}"),
+        ("t.jsonl", '{"a": 1}\n{"b": {"a": 2, "a": 2}}\n', {}, f"t.jsonl, line 2: {TWICE}"),
+        ("t.json", '[{"a": 1},\n\n{"a": 2,\n"a": 3}]', {}, f"t.json, line 3: {TWICE}"),
+        ("t.json", '{"a": [{"a": 1}],\n"a": [{"a": 2}]}', {}, f"t.json, line 2: {TWICE}"),
         (
             "t.trec",
             "q 0 d 1\nq 0 d\n",

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.csv as pacsv
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.text_files import LONGEST_LINE, TextFile
 
 COMMA, TAB, SEMICOLON, PIPE = DELIMITERS = (",", "\t", ";", "|")
@@ -280,12 +280,6 @@ class DelimitedFile:
 
     def _without_nulls(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         return without(batch, self.options.nulls)
-
-
-def listed(names: Sequence[str], most: int = 50) -> str:
-    """Names with commas between them, as many as a message can hold."""
-    shortened = ", ".join(one if len(one) <= 100 else shown(one) for one in names[:most])
-    return shortened if len(names) <= most else f"{shortened} and {len(names) - most:,} more"
 
 
 def without(batch: pa.RecordBatch, nulls: Sequence[str]) -> pa.RecordBatch:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,29 @@ _PIECE = 1 << 20
 _DEEPEST = 8
 _LONGEST_WORD = len("-Infinity")
 _BLANK = re.compile(r"[ \t\r\n]*+")
-_DECODER = json.JSONDecoder(parse_constant=lambda _: None)
+
+
+class _RepeatedKeyError(ValueError):
+    """An object has a key twice; of such an object JSON readers keep one value and drop the other."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"found the key {shown(key)} twice in one object; allowed: each key once")
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object whose keys all differ.
+
+    Raises:
+        _RepeatedKeyError: Some do not.
+    """
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        counted = Counter(key for key, _ in pairs)
+        raise _RepeatedKeyError(next(key for key in counted if counted[key] > 1))
+    return found
+
+
+_DECODER = json.JSONDecoder(parse_constant=lambda _: None, object_pairs_hook=_once)
 
 
 @dataclass(frozen=True)
@@ -161,7 +184,9 @@ class JsonFile:
 
 
 def not_json(name: str, line: int, error: Exception, text: str) -> DataSetError:
-    """The error for a text that is no JSON."""
+    """The error for a text that is no JSON, or has a key twice in an object."""
+    if isinstance(error, _RepeatedKeyError):
+        return DataSetError(f"{name}, line {line}: {error}")
     return DataSetError(f"{name}, line {line}: not JSON ({error}): {shown(text)}")
 
 
@@ -220,7 +245,8 @@ class _Reader:
             raise self._wrong(shown(found), "nothing more")
 
     def members(self) -> Iterator[str]:
-        """The keys of an object; after each its value is to be read."""
+        """The keys of an object, each once; after each its value is to be read."""
+        seen: set[str] = set()
         self._expect("{")
         while (character := self.peek()) != "}":
             if character == ",":
@@ -229,6 +255,9 @@ class _Reader:
             key = self.value()
             if not isinstance(key, str):
                 raise self._wrong(shown(key), "a key in double quotes")
+            if key in seen:
+                raise not_json(self._file.name, self.line, _RepeatedKeyError(key), key)
+            seen.add(key)
             self._expect(":")
             yield key
         self._place += 1
@@ -344,6 +373,8 @@ def _characters(file: TextFile, stream: IO[bytes]) -> Iterator[str]:
 def _is_whole(line: str) -> bool:
     try:
         _DECODER.decode(line)
+    except _RepeatedKeyError:
+        return True
     except (ValueError, RecursionError):
         return False
     return True

@@ -3,7 +3,7 @@
 Columns: ``split``, ``query_id``, ``pairs`` (the query's training pairs) and a float64 column for each metric.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +12,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from opengcl.data.tables import read_whole
+from opengcl.data.problems import DataSetError, listed
+from opengcl.data.tables import is_text, read_whole
 
 KEYS = ("split", "query_id", "pairs")
+_TYPES: dict[str, tuple[Callable[[pa.DataType], bool], str]] = {
+    "split": (is_text, "string"),
+    "query_id": (is_text, "string"),
+    "pairs": (pa.types.is_integer, "integer"),
+}
 
 
 class PerQueryError(ValueError):
@@ -95,17 +101,24 @@ def read_per_query(path: str | Path) -> pa.Table:
         The table.
 
     Raises:
-        PerQueryError: when the file or a column is missing, a value is null or NaN, or a query is there twice.
+        PerQueryError: when the file or a column is missing or of another type, the file is no Parquet, a value is null
+            or NaN, or a query is there twice.
     """
     path = Path(path)
     if not path.is_file():
         raise PerQueryError(f"{path}: no such file; an evaluation writes it beside its metrics")
-    table = read_whole(path)
+    try:
+        table = read_whole(path)
+    except DataSetError as error:
+        raise PerQueryError(str(error)) from error
     for name in KEYS:
         if name not in table.column_names:
-            raise PerQueryError(f"{path}: no column {name!r}; found: {', '.join(table.column_names)}")
+            raise PerQueryError(f"{path}: no column {name!r}; found: {listed(table.column_names)}")
     for name in table.column_names:
         column = table[name]
+        fits, allowed = _TYPES.get(name, (pa.types.is_floating, "float"))
+        if not fits(column.type):
+            raise PerQueryError(f"{path}, column {name!r}: found type {column.type}; allowed: {allowed}")
         if column.null_count or (pa.types.is_floating(column.type) and pc.any(pc.is_nan(column)).as_py()):
             raise PerQueryError(f"{path}: column {name!r} has an empty or NaN value")
     if len(table.group_by(["split", "query_id"]).aggregate([])) != len(table):

@@ -30,9 +30,9 @@ import pyarrow.csv as csv
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.tables import rows_within, unreadable
-from opengcl.delimited_text import DelimitedFile, TextOptions, listed, with_points
+from opengcl.delimited_text import DelimitedFile, TextOptions, with_points
 from opengcl.json_rows import JsonFile
 from opengcl.text_files import LONGEST_LINE, TextFile, refuse_foreign
 

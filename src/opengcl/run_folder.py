@@ -1,5 +1,7 @@
 """Reading a run folder back: configuration, metrics, per-query values, ranked lists and training history."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -12,13 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from jaxtyping import Float, Int
 
-from opengcl.data.tables import read_whole
+from opengcl.data.problems import DataSetError, listed, shown
+from opengcl.data.tables import is_text, read_whole
 from opengcl.field_sets import MEASURES
 from opengcl.named_folders import no_such_folder
+from opengcl.per_query import KEYS, PerQueryError, read_per_query
 from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
-KEY_COLUMNS = ("split", "query_id", "pairs")
 RESULT_COLUMNS = ("split", "query_id", "rank", "doc_id")
 
 Key = tuple[str, str]
@@ -46,6 +49,21 @@ class PerQuery:
     def values(self, metric: str) -> dict[Key, float]:
         """One metric by split and query id."""
         return dict(zip(self.keys, map(float, self.metrics[metric]), strict=True))
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What metrics.json says.
+
+    Attributes:
+        splits: As in `Run`.
+        fields: As in `Run`.
+        provenance: Everything else.
+    """
+
+    splits: dict[str, dict[str, float]]
+    fields: dict[str, dict[str, dict[str, float | None]]]
+    provenance: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -83,20 +101,40 @@ def read_run(path: Path) -> Run:
     for name in FILES:
         if not (path / name).is_file():
             raise RunFolderError(f"{path / name} is missing; a run folder holds {', '.join(FILES)}")
-    metrics = _read_json(path / "metrics.json")
-    if not isinstance(metrics, dict) or not isinstance(metrics.get("splits"), dict):
-        raise RunFolderError(f"{path / 'metrics.json'}: found no 'splits' table; expected splits -> metric -> value")
-    history = _read_json(path / "history.json")
-    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
-        raise RunFolderError(f"{path / 'history.json'}: expected a list of log entries")
+    figures = read_figures(path)
     return Run(
         path=path,
         config=_read_config(path / "config.yaml"),
-        splits=metrics["splits"],
-        fields=_read_fields(path / "metrics.json", metrics.get("fields", {})),
-        provenance={key: value for key, value in metrics.items() if key not in ("splits", "fields")},
+        splits=figures.splits,
+        fields=figures.fields,
+        provenance=figures.provenance,
         per_query=_read_per_query(path / "per_query.parquet"),
-        history=history,
+        history=_read_history(path / "history.json"),
+    )
+
+
+def read_figures(run: Path) -> Figures:
+    """Reads the metrics.json of a run folder.
+
+    Raises:
+        RunFolderError: It cannot be read, or is not in the documented form.
+    """
+    file = run / "metrics.json"
+    metrics = _read_json(file)
+    splits = metrics.get("splits") if isinstance(metrics, dict) else None
+    if not isinstance(splits, dict) or not splits:
+        raise RunFolderError(f"{file}: found no 'splits' table; expected splits -> metric -> value")
+    for split, row in splits.items():
+        if not isinstance(row, dict) or not all(map(_is_number, row.values())):
+            raise RunFolderError(f"{file}: the split {shown(split)} holds {shown(row)}; expected metric -> number")
+        if row.keys() != next(iter(splits.values())).keys():
+            raise RunFolderError(
+                f"{file}: the split {shown(split)} has other metrics than the first; expected the same"
+            )
+    return Figures(
+        splits=splits,
+        fields=_read_fields(file, metrics.get("fields", {})),
+        provenance={key: value for key, value in metrics.items() if key not in ("splits", "fields")},
     )
 
 
@@ -104,16 +142,10 @@ def read_lists(run: Path, keys: Collection[Key]) -> dict[Key, list[str]]:
     """The ranked document ids of some queries, best first, from results.parquet.
 
     Raises:
-        RunFolderError: The file lacks a column, or holds no list for one of the keys.
+        RunFolderError: The file is no Parquet, lacks a column or a value, or holds no list for one of the keys.
     """
     file = run / "results.parquet"
-    _check_columns(file, RESULT_COLUMNS)
-    wanted = pa.array(sorted({query for _, query in keys}), pa.string())
-
-    def asked(batch: pa.RecordBatch) -> pa.RecordBatch:
-        return batch.filter(pc.is_in(batch.column("query_id").cast(pa.string()), wanted))
-
-    table = read_whole(file, RESULT_COLUMNS, asked)
+    table = _read_results(file, sorted({query for _, query in keys}))
     ranked: dict[Key, list[tuple[int, str]]] = {key: [] for key in keys}
     for row in table.to_pylist():
         key = (row["split"], row["query_id"])
@@ -142,8 +174,25 @@ def _read_fields(file: Path, written: Any) -> dict[str, dict[str, dict[str, floa
 def _read_json(file: Path) -> Any:
     try:
         return json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except OSError as error:
+        raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise RunFolderError(f"{file}: not JSON ({error})") from error
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _read_history(file: Path) -> list[dict[str, Any]]:
+    history = _read_json(file)
+    if not isinstance(history, list) or not all(isinstance(entry, dict) for entry in history):
+        raise RunFolderError(f"{file}: expected a list of log entries")
+    for entry in history:
+        for key, value in entry.items():
+            if (key in ("step", "loss") or key.startswith("eval_")) and not _is_number(value):
+                raise RunFolderError(f"{file}: {shown(key)} is {shown(value)}; expected a number")
+    return history
 
 
 def _read_config(file: Path) -> dict[str, Any]:
@@ -154,17 +203,36 @@ def _read_config(file: Path) -> dict[str, Any]:
 
 
 def _read_per_query(file: Path) -> PerQuery:
-    _check_columns(file, KEY_COLUMNS)
-    table = read_whole(file)
+    try:
+        table = read_per_query(file)
+    except PerQueryError as error:
+        raise RunFolderError(str(error)) from error
     keys = list(zip(table["split"].to_pylist(), table["query_id"].to_pylist(), strict=True))
-    if len(set(keys)) != len(keys):
-        raise RunFolderError(f"{file}: {len(keys) - len(set(keys))} rows repeat a split and query id")
-    names = [name for name in table.column_names if name not in KEY_COLUMNS]
+    names = [name for name in table.column_names if name not in KEYS]
     return PerQuery(keys, table["pairs"].to_numpy(), {name: table[name].to_numpy() for name in names})
 
 
-def _check_columns(file: Path, expected: tuple[str, ...]) -> None:
-    found = pq.read_schema(file).names
-    missing = [name for name in expected if name not in found]
-    if missing:
-        raise RunFolderError(f"{file}: found columns {', '.join(found)}; missing {', '.join(missing)}")
+def _asked(batch: pa.RecordBatch, queries: pa.Array) -> pa.Array:
+    return pc.is_in(batch.column("query_id").cast(pa.string()), queries)
+
+
+def _read_results(file: Path, queries: list[str]) -> pa.Table:
+    try:
+        found = pq.read_schema(file)
+        if missing := [name for name in RESULT_COLUMNS if name not in found.names]:
+            raise RunFolderError(f"{file}: found columns {listed(found.names)}; missing {', '.join(missing)}")
+        for name in RESULT_COLUMNS:
+            fits, allowed = (pa.types.is_integer, "integer") if name == "rank" else (is_text, "string")
+            if not fits(found.field(name).type):
+                kind = found.field(name).type
+                raise RunFolderError(f"{file}, column {name!r}: found type {kind}; expected {allowed}")
+        wanted = pa.array(queries, pa.string())
+        table = read_whole(file, RESULT_COLUMNS, lambda batch: batch.filter(_asked(batch, wanted)))
+    except (pa.ArrowException, OSError) as error:
+        raise RunFolderError(f"{file}: not readable as Parquet: {error}") from error
+    except DataSetError as error:
+        raise RunFolderError(str(error)) from error
+    for name in RESULT_COLUMNS:
+        if table[name].null_count:
+            raise RunFolderError(f"{file}, column {name!r}: found empty values; expected none")
+    return table

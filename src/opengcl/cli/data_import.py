@@ -116,7 +116,9 @@ def import_data(
     ] = None,
     decimal: Annotated[
         str | None,
-        typer.Option(help="Decimal sign of CSV and TSV: . or , (found when not given).", rich_help_panel=_TABLES),
+        typer.Option(
+            help="Decimal sign of scores that are text: . or , (found in CSV and TSV).", rich_help_panel=_TABLES
+        ),
     ] = None,
     null: Annotated[
         str | None,

@@ -113,6 +113,7 @@ def train(
     from opengcl.config import TEXT_SETTINGS, load_config
     from opengcl.distributed import leave_ranks, rank
     from opengcl.prompts import described
+    from opengcl.run_folder import read_figures
     from opengcl.training import train as run
 
     given: dict[str, Any] = {
@@ -151,12 +152,12 @@ def train(
     leave_ranks()
     if not first:
         return
-    content = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-    if told := described(content["provenance"].get("prompts", {})):
+    figures = read_figures(out)
+    if told := described(figures.provenance["provenance"].get("prompts", {})):
         arguments.say(told)
     arguments.say(f"{out}: trained. Open {out / 'report.html'}")
-    _print_splits(content["splits"])
-    _print_field_sets(content.get("fields", {}))
+    _print_splits(figures.splits)
+    _print_field_sets(figures.fields)
 
 
 @app.command()

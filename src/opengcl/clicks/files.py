@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 from ibis.expr import types as ir
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
 from opengcl.progress import progress_bar
@@ -344,7 +344,7 @@ def _require_columns(source: Path | str, found: list[str], needed: list[str], fi
     for name in needed:
         if name not in found:
             raise DataSetError(
-                f"{source}: no column {shown(name)}; it has {', '.join(found)} "
+                f"{source}: no column {shown(name)}; it has {listed(found)} "
                 "(--doc-id, --fields and --images name others)"
             )
     for name in (DOCUMENT_ID, SPLIT):

@@ -14,8 +14,7 @@ from typing import Any
 from opengcl.curate.config import QueryOptions
 from opengcl.curate.errors import CurateError
 from opengcl.curate.texts import one_line
-from opengcl.data.problems import DataSetError, shown
-from opengcl.delimited_text import listed
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.json_rows import JsonFile
 from opengcl.sources.table_files import TableFile
 from opengcl.text_files import TextFile

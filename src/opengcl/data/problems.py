@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import reprlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 
@@ -109,6 +109,12 @@ def not_relevant_note(pairs: int, below: int) -> str | None:
 def shown(value: object) -> str:
     """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
     return reprlib.repr(value)
+
+
+def listed(names: Sequence[str], most: int = 50) -> str:
+    """Names with commas between them, as many of them, and of each as much, as a message can hold."""
+    shortened = ", ".join(one if len(one) <= 100 else shown(one) for one in names[:most])
+    return shortened if len(names) <= most else f"{shortened} and {len(names) - most:,} more"
 
 
 def number_of(count: int, noun: str, plural: str | None = None) -> str:

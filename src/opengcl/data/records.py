@@ -13,7 +13,7 @@ from PIL import Image
 
 from opengcl.data import images
 from opengcl.data.cache import META
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import FieldType
 
 Rows = Int[np.ndarray, "rows"] | Sequence[SupportsIndex]
@@ -86,7 +86,7 @@ class Records:
             DataSetError: If there is no such column.
         """
         if name not in self._table.column_names:
-            raise DataSetError(f"{self.file}: no column {name!r}; the file has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.file}: no column {name!r}; the file has {listed(self.columns)}")
         return self._table.column(name)
 
     def values(self, name: str, rows: Rows) -> list[Any]:

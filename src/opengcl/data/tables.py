@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pyarrow.types as pt
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import FieldType
 from opengcl.progress import progress_bar
 
@@ -38,7 +38,6 @@ _BATCH_ROWS = (16, 65_536)
 _PROGRESS_DELAY = 1.0
 _MOST_TOLD = 500
 _MOST_BYTES = 2 << 30
-_NAMES = 20
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ class Table:
             DataSetError: If there is no such column.
         """
         if column not in self._types:
-            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {shown_names(self._types)}")
+            raise DataSetError(f"{self.name}, column '{column}': missing; the file has {listed(list(self._types))}")
         return plain_type(self._types[column])
 
     def require_text(self, column: str) -> None:
@@ -247,13 +246,6 @@ def unreadable(error: BaseException) -> str:
             "reading it needs more memory than there is; write it with smaller row groups, or its values are too long"
         )
     return f"not readable as Parquet: {str(error)[:_MOST_TOLD]}"
-
-
-def shown_names(names: Iterable[str]) -> str:
-    """Names for a message, at most twenty of them."""
-    listed = list(names)
-    more = f" and {len(listed) - _NAMES:,} more" if len(listed) > _NAMES else ""
-    return ", ".join(name[:100] for name in listed[:_NAMES]) + more
 
 
 def plain(array: pa.Array) -> pa.Array:

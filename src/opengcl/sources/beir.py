@@ -13,7 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opengcl.data.problems import DataSetError
+from opengcl.data.problems import DataSetError, listed
 from opengcl.data.schema import DOCUMENT_ID, PART, QUERY_ID, SPLIT
 from opengcl.sources.columns import ids, numbers, texts
 from opengcl.sources.source import Batch, Description
@@ -47,7 +47,7 @@ class BeirSource:
         corpus, queries, qrels = self._corpus(), self._queries(), self._qrels()
         names = {one for file in corpus for one in file.columns}
         if "text" not in names:
-            raise DataSetError(f"{corpus[0].path}: no column 'text'; it has {', '.join(sorted(names))}")
+            raise DataSetError(f"{corpus[0].path}: no column 'text'; it has {listed(sorted(names))}")
         documents = [name for name in ("title", "text") if name in names]
         return Description(
             source="beir",
@@ -162,5 +162,5 @@ def _one(file: TableFile, names: tuple[str, ...]) -> str:
     columns = file.columns
     found = next((name for name in names if name in columns), None)
     if found is None:
-        raise DataSetError(f"{file.name}: none of the columns {', '.join(names)}; it has {', '.join(columns)}")
+        raise DataSetError(f"{file.name}: none of the columns {', '.join(names)}; it has {listed(columns)}")
     return found

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
 from opengcl.sources.columns import ids, texts
 from opengcl.sources.source import Batch, Description
@@ -73,7 +73,7 @@ class EsciSource:
         examples, products = self._files()
         for file, columns in ((examples, self._example_columns()), (products, self._product_columns(products))):
             if lost := [one for one in columns if one not in file.columns]:
-                raise DataSetError(f"{file.name}, column '{lost[0]}': missing; it has {', '.join(file.columns)}")
+                raise DataSetError(f"{file.name}, column '{lost[0]}': missing; it has {listed(file.columns)}")
         options = {"locales": list(self.locales), "version": self.version, "gains": dict(self.gains)}
         return Description(
             source="esci",

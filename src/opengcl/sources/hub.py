@@ -11,7 +11,7 @@ from typing import Any
 import datasets
 import pyarrow as pa
 
-from opengcl.data.problems import DataSetError
+from opengcl.data.problems import DataSetError, listed
 from opengcl.delimited_text import without
 from opengcl.progress import progress_bar
 from opengcl.sources.hub_folders import check_files, check_folder
@@ -65,7 +65,7 @@ class HubTable:
         """Its rows, as Arrow batches."""
         columns = list(dict.fromkeys(columns))
         if lost := [one for one in columns if one not in self.columns]:
-            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; it has {', '.join(self.columns)}")
+            raise DataSetError(f"{self.name}, column '{lost[0]}': missing; it has {listed(self.columns)}")
         data = self._data.select_columns(columns)
         for column, kind in (data.features or {}).items():
             if isinstance(kind, datasets.Image):

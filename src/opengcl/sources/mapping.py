@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from opengcl.data import tables as typed
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.query_text import normalised
@@ -200,7 +200,7 @@ class TableMapping:
         if there is None:
             raise DataSetError(
                 f"no column of the queries' table holds the ids that {here!r} of the judgments names; name it "
-                f"(queries_id, --queries-id): the columns are {_listed(queries)}"
+                f"(queries_id, --queries-id): the columns are {listed(queries)}"
             )
         return replace(self, query_id=here, queries_id=there if there != here else None)
 
@@ -211,12 +211,12 @@ class TableMapping:
         here, there = _guessed_ids("doc_id", "documents_id", self.doc_id, self.documents_id, qrels, documents)
         if here is None:
             raise DataSetError(
-                f"no column of the judgments holds document ids; name it (doc_id, --doc-id): {_listed(qrels)}"
+                f"no column of the judgments holds document ids; name it (doc_id, --doc-id): {listed(qrels)}"
             )
         if there is None:
             raise DataSetError(
                 f"no column of the documents' table holds the ids that {here!r} of the judgments names; name it "
-                f"(documents_id, --documents-id): the columns are {_listed(documents)}"
+                f"(documents_id, --documents-id): the columns are {listed(documents)}"
             )
         return replace(self, doc_id=here, documents_id=there if there != here else None)
 
@@ -237,20 +237,20 @@ class TableMapping:
     def _require(self, queries: Sequence[str], documents: Sequence[str], qrels: Sequence[str]) -> None:
         if not self.queries:
             raise DataSetError(
-                f"no column holds the queries; name it (query): the columns are {_listed(queries)} "
+                f"no column holds the queries; name it (query): the columns are {listed(queries)} "
                 "(--query query=COLUMN)"
             )
         if self.doc_id is None:
-            raise DataSetError(f"no column holds document ids; name it (doc_id, --doc-id): {_listed(documents)}")
+            raise DataSetError(f"no column holds document ids; name it (doc_id, --doc-id): {listed(documents)}")
         if not self.documents and not self.images:
             raise DataSetError(
                 "no column is a document field; name some (--fields title=COLUMN, --images image=COLUMN): the columns "
-                f"are {_listed(documents)}"
+                f"are {listed(documents)}"
             )
         if self.score_column is None:
             raise DataSetError(
                 "no column holds scores; name one as score, position or label (--score, --position, or --label with "
-                f"--gains): {_listed(qrels)}"
+                f"--gains): {listed(qrels)}"
             )
 
     @property
@@ -412,7 +412,7 @@ class TableMapping:
             row = int(np.flatnonzero(np.asarray(pc.is_null(places)))[0])
             raise DataSetError(
                 f"{file}, row {first + row}, column '{self.split}': found {shown(found[row].as_py())}; allowed: "
-                f"{_listed([str(one) for one in splits])} (splits in the mapping says which is seen and which novel)"
+                f"{listed([str(one) for one in splits])} (splits in the mapping says which is seen and which novel)"
             )
         return meant.take(places)
 
@@ -543,9 +543,3 @@ def _guess(what: str, columns: Sequence[str]) -> str | None:
 def _squashed(name: str) -> str:
     """A column's name without case and separators; Google's ``g:`` in front is none of it."""
     return re.sub(r"[\W_]+", "", name.lower().removeprefix("g:"))
-
-
-def _listed(columns: Sequence[str]) -> str:
-    """Names for a message, some of them where they are many."""
-    some = ", ".join(one[:80] for one in columns[:40])
-    return some if len(columns) <= 40 else f"{some} and {len(columns) - 40:,} more"

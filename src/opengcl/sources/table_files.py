@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
@@ -17,9 +17,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.tables import rows_within, unreadable
-from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, listed, with_points, without
+from opengcl.delimited_text import COMMA, TAB, DelimitedFile, Dialect, TextOptions, with_points, without
 from opengcl.json_rows import JsonFile
 from opengcl.progress import progress_bar
 from opengcl.text_files import TextFile, refuse_foreign
@@ -54,12 +54,14 @@ class Rows:
         first: Number of the first row, from 0, header not counted.
         lines: The line of each row of a text file, from 1, header counted; None for others.
         decimal: The decimal sign of its numbers, where they are text.
+        numbers: Of columns of JSON, which values are numbers there, whose decimal sign is a point whatever texts have.
     """
 
     batch: pa.RecordBatch
     first: int
     lines: np.ndarray | None = None
     decimal: str = "."
+    numbers: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def place(self, row: int) -> str:
         """How a message names a row of the batch."""
@@ -72,7 +74,13 @@ class Rows:
             DataSetError: The decimal sign is a comma, and a value has a point.
         """
         place = self.batch.schema.names.index(column)
-        array = with_points(self.batch.column(place), self.decimal, f"{file}, column '{column}'", self.lines)
+        array = whole = self.batch.column(place)
+        numbers = pa.array(self.numbers.get(column, np.zeros(len(whole), bool)))
+        if column in self.numbers:
+            array = pc.if_else(numbers, pa.scalar(None, whole.type), whole)
+        array = with_points(array, self.decimal, f"{file}, column '{column}'", self.lines)
+        if column in self.numbers:
+            array = pc.if_else(numbers, whole, array)
         return replace(self, batch=self.batch.set_column(place, self.batch.schema.field(place), array))
 
 
@@ -110,7 +118,7 @@ class TableFile:
         quoted: Whether fields of CSV and TSV may be in double quotes, with delimiters and line ends in them. By default
             they may, and a file where quotes seem to join rows is refused; given, it is not doubted.
         delimiter: One ASCII character, or its name (comma, tab, semicolon, pipe); found when not given.
-        decimal: ``.`` or ``,``; found when not given.
+        decimal: ``.`` or ``,``, of numbers that are text; found in CSV and TSV when not given, a point in others.
         skip_lines: Lines of CSV and TSV before the header; found when not given.
         nulls: Texts that mean a missing value, beside the empty one.
         names: Names of the columns of CSV and TSV without a header.
@@ -219,7 +227,7 @@ class TableFile:
     def told(self) -> str | None:
         """How the file is read, where that had to be found out; None for Parquet and TREC."""
         if self.format == "jsonl":
-            return str(self._json.layout)
+            return f"{self._json.layout}{', decimal comma in texts' if self.decimal == COMMA else ''}"
         return str(self.dialect) if self.dialect else None
 
     def read(self, columns: Sequence[str], *, progress: bool = True) -> Iterator[Rows]:
@@ -267,7 +275,8 @@ class TableFile:
             with progress_bar(total=metadata.num_rows, desc=task, unit=" rows", show=progress, delay=1.0) as bar:
                 try:
                     for batch in file.iter_batches(rows, columns=columns):
-                        yield Rows(without(_without_nan(batch.select(columns)), self.nulls), first)
+                        found = without(_without_nan(batch.select(columns)), self.nulls)
+                        yield Rows(found, first, decimal=self.decimal or ".")
                         first += len(batch)
                         bar.update(len(batch))
                 except (pa.ArrowException, OSError, MemoryError) as error:
@@ -298,7 +307,7 @@ class TableFile:
         objects = self._json.objects(stream)
         values = ((line, [self._json_value(value, name, line) for name in columns]) for line, value in objects)
         for rows in _in_batches(values, columns):
-            yield Rows(without(rows.batch, self.nulls), rows.first, rows.lines)
+            yield replace(rows, batch=without(rows.batch, self.nulls), decimal=self.decimal or ".")
 
     def _json_value(self, found: dict[str, Any], name: str, line: int) -> str | list[str | None] | None:
         value: Any = found.get(name)
@@ -309,7 +318,7 @@ class TableFile:
         if value is None or isinstance(value, str):
             return value
         if isinstance(value, int | float):
-            return json.dumps(value) if math.isfinite(value) else None
+            return _Number(json.dumps(value)) if math.isfinite(value) else None
         if isinstance(value, list) and not any(isinstance(one, dict | list) for one in value):
             return [one if isinstance(one, str) or one is None else json.dumps(one) for one in value]
         raise DataSetError(
@@ -320,7 +329,8 @@ class TableFile:
     def _read_trec(self, stream: IO[bytes], columns: list[str]) -> Iterator[Rows]:
         places = [_TREC_COLUMNS.index(name) for name in columns]
         rows = ((line, [parts[place] for place in places]) for line, parts in self._trec_rows(stream))
-        yield from _in_batches(rows, columns)
+        for batch in _in_batches(rows, columns):
+            yield replace(batch, decimal=self.decimal or ".")
 
     def _trec_rows(self, stream: IO[bytes]) -> Iterator[tuple[int, list[str]]]:
         for number, line in self.text.lines(stream):
@@ -331,12 +341,21 @@ class TableFile:
             yield number, parts
 
 
+class _Number(str):
+    """The text of a number of JSON."""
+
+
 def _in_batches(rows: Iterator[tuple[int, Sequence[Any]]], columns: list[str]) -> Iterator[Rows]:
     first = 0
     while block := list(islice(rows, _ROWS)):
         lines, values = zip(*block, strict=True)
-        arrays = [_array(column) for column in zip(*values, strict=True)]
-        yield Rows(pa.RecordBatch.from_arrays(arrays, names=columns), first, np.array(lines, np.int64))
+        by_column = list(zip(*values, strict=True))
+        numbers = {
+            name: np.array([isinstance(one, _Number) for one in column])
+            for name, column in zip(columns, by_column, strict=True)
+        }
+        batch = pa.RecordBatch.from_arrays([_array(column) for column in by_column], names=columns)
+        yield Rows(batch, first, np.array(lines, np.int64), numbers=numbers)
         first += len(block)
 
 

@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import FieldType
+from opengcl.data.tables import is_text
 from opengcl.sources.columns import named, truths
 from opengcl.sources.mapping import TableMapping
 from opengcl.sources.positions import Positions
@@ -104,7 +105,7 @@ class TableSource:
         column, allowed = str(mapping.score_column), mapping.allowed_score
         if mapping.label is None:
             rows = rows.with_points(column, file)
-            if rows.lines is not None and rows.decimal == ".":
+            if is_text(rows.batch.schema.field(column).type) and rows.decimal == ".":
                 allowed += " (--decimal , reads decimal commas)"
         pairs, raw = mapping.qrels_rows(rows.batch, file, first)
         if mapping.score is not None:

@@ -11,7 +11,7 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.sources.table_files import Rows
 from opengcl.text_files import TextFile
 
@@ -73,7 +73,7 @@ class TopicsFile:
         """
         columns = list(dict.fromkeys(columns))
         if lost := [one for one in columns if one not in self.columns]:
-            raise DataSetError(f"{self.name}: no part '{lost[0]}' in its topics; found {', '.join(self.columns)}")
+            raise DataSetError(f"{self.name}: no part '{lost[0]}' in its topics; found {listed(self.columns)}")
         arrays = [pa.array([topic.get(one) for _, topic in self._topics], pa.large_string()) for one in columns]
         lines = np.array([line for line, _ in self._topics], np.int64)
         yield Rows(pa.RecordBatch.from_arrays(arrays, names=columns), 0, lines)
