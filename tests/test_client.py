@@ -75,6 +75,62 @@ def test_documents(client: opengcl.Client) -> None:
     assert Image.open(io.BytesIO(client.image("d0", "image", size=20))).size[0] == 20
 
 
+ODD_IDS = (
+    *(".", "..", "../..", "a/image/image", "a/image/b", "/", "//x", "/image/image", "image", "documents"),
+    *("a?b", "a#b", "%2F", "%", "%2e%2e", "a+b", "a b", " a ", "a&doc_id=b", "doc_id=x", "a;b", "a\\b", '"', "'"),
+    *("é", "e\u0301", "日本", "😀", "\u202e", "\u0085", "x" * 512, "é" * 512),
+)
+
+
+def test_any_id_can_be_read_and_deleted(client: opengcl.Client) -> None:
+    assert client.upsert({one: {"title": "redshoe", "price": float(row)} for row, one in enumerate(ODD_IDS)})
+    for row, one in enumerate(ODD_IDS):
+        assert client.document(one)["price"] == row, one
+    for row, one in enumerate(ODD_IDS):
+        assert client.delete(one), one
+        assert not client.delete(one), one
+        for other in ODD_IDS[row + 1 : row + 2]:
+            assert client.document(other)["price"] == row + 1
+    assert client.models()[0].documents == 40
+
+
+@pytest.mark.parametrize(
+    ("doc_id", "message"),
+    [
+        ("", "at least 1 character"),
+        ("x" * 1025, "at most 1024 characters"),
+        ("é" * 600, "found 1,200 bytes; allowed: up to 1,024"),
+        ("a\0b", "allowed: text without NUL"),
+    ],
+)
+def test_ids_that_cannot_be_are_refused_wherever_they_come(client: opengcl.Client, doc_id: str, message: str) -> None:
+    for ask in (client.document, client.delete):
+        with pytest.raises(ServerError, match=message) as error:
+            ask(doc_id)
+        assert error.value.status == 422
+    with pytest.raises(ServerError) as error:
+        client.upsert({doc_id: {"title": "redshoe"}})
+    assert error.value.status == 422
+
+
+def test_ids_with_control_characters_are_not_taken(client: opengcl.Client) -> None:
+    for one in ("a\nb", "\x1b[31m", "\x7f"):
+        with pytest.raises(ServerError, match="422 invalid"):
+            client.upsert({one: {"title": "redshoe"}})
+        assert not client.delete(one)
+
+
+def test_pictures_by_query_and_by_path_are_the_same(server: Running) -> None:
+    key = {"Authorization": f"Bearer {KEY}"}
+    by_query = server.get("/image", params={"doc_id": "d0", "field": "image", "size": 20}, headers=key)
+    by_path = server.get("/documents/d0/image/image?size=20", headers=key)
+    assert (by_query.status_code, by_query.content) == (200, by_path.content)
+    assert server.get("/image", params={"doc_id": "a/image/b", "field": "image"}, headers=key).status_code == 404
+    assert server.get("/documents", headers=key).status_code == 422
+    for path in ("/documents?doc_id=d0", "/image?doc_id=d0&field=image"):
+        assert server.get(path).status_code == 401
+
+
 def test_models_suggestions_and_vectors(client: opengcl.Client, shop: Shop) -> None:
     (model,) = client.models()
     assert (model.name, model.documents, model.fields) == ("a", 40, FIELDS)

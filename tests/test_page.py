@@ -69,7 +69,7 @@ class Visit:
 
     def _hear(self, message: ConsoleMessage) -> None:
         # Some drawn products have no picture; the browser reports every 404.
-        if message.type in ("error", "warning") and "/image/" not in message.location.get("url", ""):
+        if message.type in ("error", "warning") and "/image?" not in message.location.get("url", ""):
             self.said.append(message.text)
 
     def open(self, address: str = "") -> None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
-from urllib.parse import quote
 
 import httpx2
 import numpy as np
@@ -208,7 +207,7 @@ class Client:
         Raises:
             ServerError: 404 where there is none.
         """
-        fields: dict[str, Any] = self._ask("GET", _document(doc_id), params=_given(model=model))["fields"]
+        fields: dict[str, Any] = self._ask("GET", "/documents", params=_given(doc_id=doc_id, model=model))["fields"]
         return fields
 
     def image(self, doc_id: str, field: str, *, size: int = 256, model: str | None = None) -> bytes:
@@ -217,8 +216,7 @@ class Client:
         Raises:
             ServerError: 404 where there is none.
         """
-        place = f"{_document(doc_id)}/image/{quote(field, safe='')}"
-        return self._send("GET", place, params=_given(size=size, model=model)).content
+        return self._send("GET", "/image", params=_given(doc_id=doc_id, field=field, size=size, model=model)).content
 
     def upsert(self, documents: Mapping[str, Mapping[str, Any]], *, model: str | None = None) -> int:
         """Encodes documents and puts them into the index; they are durable and found when it returns.
@@ -239,7 +237,7 @@ class Client:
     def delete(self, doc_id: str, *, model: str | None = None) -> bool:
         """Removes a document; whether it was there."""
         try:
-            self._ask("DELETE", _document(doc_id), params=_given(model=model))
+            self._ask("DELETE", "/documents", params=_given(doc_id=doc_id, model=model))
         except ServerError as error:
             if error.status == 404 and error.field == "doc_id":
                 return False
@@ -308,10 +306,6 @@ def _model(reply: Mapping[str, Any]) -> ServedModel:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
-
-
-def _document(doc_id: str) -> str:
-    return f"/documents/{quote(doc_id, safe='')}"
 
 
 def _value(value: Any) -> Any:

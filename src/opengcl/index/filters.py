@@ -222,7 +222,7 @@ def _check_value(field: str, kind: FieldType, value: object) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     fits = {
         "text": isinstance(value, str),
-        "integer": is_number and (isinstance(value, int) or math.isfinite(value)),
+        "integer": is_number and (isinstance(value, int) or _is_finite(value)),
         "number": is_number and _is_finite(value),
         "boolean": isinstance(value, bool),
     }[kind]

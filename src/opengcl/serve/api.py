@@ -89,7 +89,7 @@ class ModelInfo(BaseModel):
     documents: int
     fields: dict[str, str]
     filters: dict[str, FilterInfo]
-    images: list[str] = Field(description="Fields of `GET /documents/{doc_id}/image/{field}`.")
+    images: list[str] = Field(description="Fields of `GET /image`.")
     query: list[str] = Field(description="What a query may be: text, image.")
     inputs: dict[str, str] = Field(description="Fields that `POST /documents` encodes.")
     index: str = Field(description="Name of the live index.")
@@ -128,7 +128,7 @@ class DocumentsReply(BaseModel):
 
 
 class Deleted(BaseModel):
-    """``DELETE /documents/{doc_id}``."""
+    """``DELETE /documents``."""
 
     model: str
     deleted: int

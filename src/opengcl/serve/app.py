@@ -23,6 +23,7 @@ from starlette.types import ASGIApp
 
 import opengcl
 from opengcl.index import Store
+from opengcl.index.protocol import LONGEST_ID
 from opengcl.serve import api, errors
 from opengcl.serve.cache import LeastRecentlyUsed
 from opengcl.serve.description import body_of, describe
@@ -162,6 +163,11 @@ async def _writer(request: Request) -> None:
 READ, WRITE = [Depends(_reader)], [Depends(_writer)]
 
 
+AnyId = Annotated[str, Query(min_length=1, max_length=LONGEST_ID, description="The document's id.")]
+ModelName = Annotated[str | None, Query(max_length=512)]
+Pixels = Annotated[int, Query(ge=16, le=1024)]
+
+
 def _add_search(app: FastAPI, state: State) -> None:
     @app.post(
         "/search",
@@ -183,16 +189,14 @@ def _add_search(app: FastAPI, state: State) -> None:
         k: Annotated[int, Query(ge=1, le=10_000)] = 20,
         offset: Annotated[int, Query(ge=0, le=1_000_000)] = 0,
         where: Annotated[str | None, Query(max_length=10_000)] = None,
-        model: Annotated[str | None, Query(max_length=512)] = None,
+        model: ModelName = None,
     ) -> api.SearchReply:
         """Find documents by text, for a quick look and as one types."""
         asked = api.SearchRequest(query=api.Query(text=q), k=k, offset=offset, where=where)
         return await state.model(model).search(asked)
 
     @app.get("/suggest", dependencies=READ, responses={**_ALWAYS, **_errors(404)})
-    async def suggest(
-        q: Annotated[str, Query(max_length=1000)] = "", model: Annotated[str | None, Query(max_length=512)] = None
-    ) -> list[str]:
+    async def suggest(q: Annotated[str, Query(max_length=1000)] = "", model: ModelName = None) -> list[str]:
         """Up to 8 queries of the data set that begin with or contain the text; the most judged ones for none."""
         catalogue = state.model(model).catalogue
         return await asyncio.to_thread(catalogue.suggest, q) if catalogue else []
@@ -215,29 +219,28 @@ def _add_documents(app: FastAPI, state: State) -> None:
         asked = await _json(request, api.DocumentsRequest)
         return await state.model(asked.model).upsert(asked.documents)
 
+    @app.delete("/documents", dependencies=WRITE, responses={**_ALWAYS, **_errors(403, 404)})
+    async def delete_by_id(doc_id: AnyId, model: ModelName = None) -> api.Deleted:
+        """Remove a document, whatever its id."""
+        return await state.model(model).delete(doc_id)
+
     @app.delete("/documents/{doc_id:path}", dependencies=WRITE, responses={**_ALWAYS, **_errors(403, 404)})
-    async def delete(doc_id: str, model: Annotated[str | None, Query(max_length=512)] = None) -> api.Deleted:
-        """Remove a document."""
+    async def delete(doc_id: str, model: ModelName = None) -> api.Deleted:
+        """Remove a document whose id no path bends: not `.` or `..`."""
         return await state.model(model).delete(doc_id)
 
 
 def _add_pictures(app: FastAPI, state: State) -> None:
     kept: LeastRecentlyUsed[str, bytes] = LeastRecentlyUsed(state.settings.thumbnail_bytes, len)
 
-    @app.get(
-        "/documents/{doc_id:path}/image/{field}",
-        dependencies=READ,
-        response_class=Response,
-        responses={**_ALWAYS, **_errors(404), 200: {"content": {"image/jpeg": {}}}, 304: {"description": "unchanged"}},
-    )
-    async def image(
-        request: Request,
-        doc_id: str,
-        field: str,
-        size: Annotated[int, Query(ge=16, le=1024)] = 256,
-        model: Annotated[str | None, Query(max_length=512)] = None,
-    ) -> Response:
-        """A document's picture from the data set as JPEG, at most so many pixels wide and high."""
+    pictures: dict[int | str, dict[str, Any]] = {
+        **_ALWAYS,
+        **_errors(404),
+        200: {"content": {"image/jpeg": {}}},
+        304: {"description": "unchanged"},
+    }
+
+    async def thumbnail(request: Request, doc_id: str, field: str, size: int, model: str | None) -> Response:
         catalogue = state.model(model).catalogue
         cell = await asyncio.to_thread(catalogue.cell, doc_id, field) if catalogue else None
         if catalogue is None or cell is None:
@@ -252,9 +255,30 @@ def _add_pictures(app: FastAPI, state: State) -> None:
             kept.put(tag, data)
         return Response(data, media_type="image/jpeg", headers=headers)
 
+    @app.get("/image", dependencies=READ, response_class=Response, responses=pictures)
+    async def image_by_id(
+        request: Request,
+        doc_id: AnyId,
+        field: Annotated[str, Query(min_length=1, max_length=512)],
+        size: Pixels = 256,
+        model: ModelName = None,
+    ) -> Response:
+        """A document's picture as JPEG, at most so many pixels wide and high, whatever the document's id."""
+        return await thumbnail(request, doc_id, field, size, model)
+
+    @app.get("/documents/{doc_id:path}/image/{field}", dependencies=READ, response_class=Response, responses=pictures)
+    async def image(request: Request, doc_id: str, field: str, size: Pixels = 256, model: ModelName = None) -> Response:
+        """The same by path, for ids that no path bends: not `.` or `..`."""
+        return await thumbnail(request, doc_id, field, size, model)
+
+    @app.get("/documents", dependencies=READ, responses={**_ALWAYS, **_errors(404)})
+    async def document_by_id(doc_id: AnyId, model: ModelName = None) -> api.Document:
+        """A document's fields as the index keeps them, whatever its id."""
+        return await state.model(model).document(doc_id)
+
     @app.get("/documents/{doc_id:path}", dependencies=READ, responses={**_ALWAYS, **_errors(404)})
-    async def document(doc_id: str, model: Annotated[str | None, Query(max_length=512)] = None) -> api.Document:
-        """A document's fields as the index keeps them."""
+    async def document(doc_id: str, model: ModelName = None) -> api.Document:
+        """The same by path, for ids that no path bends: not `.` or `..`, nor those with `/image/` inside."""
         return await state.model(model).document(doc_id)
 
 

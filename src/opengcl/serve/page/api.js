@@ -13,7 +13,7 @@ export class Failure extends Error {
 
 export const models = (signal) => ask("models", { signal });
 export const suggest = (text, signal) => ask(`suggest?${new URLSearchParams({ q: text })}`, { signal });
-export const product = (id, signal) => ask(`documents/${encodeURIComponent(id)}`, { signal });
+export const product = (id, signal) => ask(`documents?${new URLSearchParams({ doc_id: id })}`, { signal });
 export const search = (body, signal) =>
   ask("search", { signal, method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
 
@@ -24,7 +24,7 @@ export function useKey(key) {
 
 /** Where a document's picture is; `size` is the longer side in pixels. */
 export const pictureAddress = (id, field, size) =>
-  `documents/${encodeURIComponent(id)}/image/${encodeURIComponent(field)}?size=${size}`;
+  `image?${new URLSearchParams({ doc_id: id, field, size })}`;
 
 /** A document's picture as a file, or null where it has none. */
 export async function picture(id, field, size, signal) {
