@@ -31,7 +31,7 @@ def find_on_hub(name: str, *, owner: str | None = "sentence-transformers") -> bo
 
     Args:
         name: As ``--model`` has it.
-        owner: Whose a name without an owner is; None where the hub knows it as it stands.
+        owner: Put before a name that has no owner; None for names that the hub knows without one.
 
     Returns:
         Whether only the files of earlier downloads are to be used, as the hub does not answer.

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-_LOOKED_AT = 2000  # folders at most, so that a mistake in a large tree is told as fast
+_LOOKED_AT = 2000  # folders at most, so that a mistake in a large tree is reported as fast
 _NAMED = 3
 
 

@@ -35,7 +35,7 @@ class Batch(TypedDict):
 
 
 class BatchLoss(Protocol):
-    """A loss of one's own, in the place of `opengcl.gcl_loss`; a `torch.nn.Module` may have parameters."""
+    """A user's loss, in place of `opengcl.gcl_loss`; a `torch.nn.Module` may have parameters."""
 
     def __call__(self, queries: Tensor, documents: Tensor, known: Known, logit_scale: Tensor, /) -> Tensor:
         """The loss of a batch.
@@ -150,7 +150,7 @@ class RankingObjective(nn.Module):
 
 
 def _checked_result(loss: object) -> Tensor:
-    """What a loss of one's own returned, which must be a number with a gradient."""
+    """What a user's loss returned, which must be a number with a gradient."""
     if not isinstance(loss, Tensor) or loss.ndim:
         found = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
         raise ValueError(f"the loss of the target returned {found}; allowed: a 0-d tensor")
@@ -259,7 +259,7 @@ def read_target(written: str) -> Target | BatchLoss:
 
 
 def check_loss(name: str, loss: Callable[..., object]) -> None:
-    """Checks that a loss of one's own can be called as `BatchLoss` says.
+    """Checks that a user's loss can be called as `BatchLoss` says.
 
     Raises:
         ValueError: It cannot take these four arguments.

@@ -270,7 +270,7 @@ def from_logs(
     )
     typer.echo(report.summary())
     if report.pictures.get("picture_failures"):
-        typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
+        typer.echo(f"images that failed to download or decode: {out / 'picture_failures.parquet'}", err=True)
     typer.echo(f"{out}: written", err=True)
 
 

@@ -178,7 +178,7 @@ class TableFile:
             suffixes.pop()
         if not suffixes or suffixes[-1] not in _SUFFIXES:
             with self.text.opened():
-                pass  # a file of another kind is told by its first bytes
+                pass  # the first bytes tell a file of another kind
             raise DataSetError(
                 f"{self.path}: its suffix names no format; allowed: {', '.join(_SUFFIXES)}, with or without .gz, "
                 f"or the format given: {', '.join(KINDS)}"
