@@ -11,6 +11,7 @@ from opengcl.compare import compare, format_table
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
 from opengcl.data.synthetic import make_shop
+from opengcl.only_writer import only_writer
 from opengcl.product_search import ProductSearch
 from opengcl.report import write_report
 from opengcl.training import train
@@ -36,6 +37,11 @@ def quickstart(
     Returns:
         The report of the GCL run.
     """
+    with only_writer(out):
+        return _quickstart(out, seed, products, epochs, say)
+
+
+def _quickstart(out: Path, seed: int, products: int, epochs: float, say: Callable[[str], None]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     shop = out / "shop"
     if not (shop / "dataset.yaml").is_file():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -67,10 +68,11 @@ def build(
     from opengcl.data import RankedDataset
     from opengcl.index import open_store
     from opengcl.index.build import build_index
+    from opengcl.only_writer import only_writer
 
     dataset = RankedDataset.open(data, strict=strict)
-    opened = open_store(store)
-    try:
+    held = only_writer(Path(store.removeprefix("exact:"))) if store.startswith("exact:") else nullcontext()
+    with held, closing(open_store(store)) as opened:
         made = build_index(
             opened,
             run,
@@ -85,8 +87,6 @@ def build(
         )
         state = "live" if opened.live() == made.name else f"whole; make it live with opengcl index swap {made.name}"
         typer.echo(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}", err=True)
-    finally:
-        opened.close()
 
 
 @app.command()
