@@ -14,6 +14,7 @@ from opengcl.data.synthetic import make_shop
 from opengcl.only_writer import only_writer
 from opengcl.product_search import ProductSearch
 from opengcl.report import write_report
+from opengcl.terminal import one_line
 from opengcl.training import train
 
 QUERY = "red backpack"
@@ -73,7 +74,7 @@ def _quickstart(out: Path, seed: int, products: int, epochs: float, say: Callabl
     say(format_table(compare([baseline.out, gcl.out], metrics=_SHOWN)))
     say(f'\nSearching the shop for "{QUERY}":\n')
     for hit in ProductSearch(gcl.out, dataset)(QUERY, k=5):
-        say(f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}  {hit.title}")
+        say(f"{hit.rank:>3}  {hit.score:.3f}  {one_line(hit.doc_id)}  {one_line(hit.title)}")
     say(f"\nThe report with pictures: {report}")
     return report
 

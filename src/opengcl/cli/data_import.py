@@ -266,18 +266,18 @@ def import_data(
     with unpacking_beside(out) as work:
         imported = import_dataset(open_source(format_, source, replace(asked, work=work)), out, options)
     for note in imported.notes:
-        typer.echo(f"note: {note}", err=True)
+        arguments.say(f"note: {note}")
     for what, count in imported.counts.items():
         if count:
-            typer.echo(f"{what.replace('_', ' '):<28}{count:>12,}")
+            arguments.tell(f"{what.replace('_', ' '):<28}{count:>12,}")
     if imported.counts.get("picture_failures"):
-        typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
+        arguments.say(f"pictures that could not be had: {out / 'picture_failures.parquet'}")
     if check and (same := same_queries(RankedDataset.open(out).queries)):
         arguments.say(
             f"note: {number_of(same, 'query', 'queries')} with an id of their own and the text of an earlier one, but "
             "for its spelling (opengcl data check names those on both sides of a split)"
         )
-    typer.echo(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html", err=True)
+    arguments.say(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html")
 
 
 def _mapping(path: Path | None, **given: Any) -> TableMapping:

@@ -86,7 +86,7 @@ def build(
             device=device,
         )
         state = "live" if opened.live() == made.name else f"whole; make it live with opengcl index swap {made.name}"
-        typer.echo(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}", err=True)
+        arguments.say(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}")
 
 
 @app.command()
@@ -127,7 +127,7 @@ def check(
         )
     finally:
         opened.close()
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
+    arguments.tell(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 
 @app.command("list")
@@ -144,7 +144,7 @@ def list_indexes(store: StoreUri) -> None:
         for name in opened.names():
             one = opened.open(name)
             kept = ", ".join(f"{field} ({kind})" for field, kind in one.spec.fields.items())
-            typer.echo(
+            arguments.tell(
                 f"{'*' if name == live else ' '} {name:<16} {one.count():>12,} documents  "
                 f"{one.spec.dimension} x {one.spec.dtype}  {one.spec.created}  model {one.spec.model[:12]}  {kept}"
             )
@@ -167,7 +167,7 @@ def swap(
     try:
         before = opened.live()
         opened.swap(name)
-        typer.echo(f"{opened.uri}: {name} is live" + (f"; before: {before}" if before else ""), err=True)
+        arguments.say(f"{opened.uri}: {name} is live" + (f"; before: {before}" if before else ""))
     finally:
         opened.close()
 
@@ -186,7 +186,7 @@ def drop(
     opened = open_store(store)
     try:
         opened.drop(name)
-        typer.echo(f"{opened.uri}: {name} removed", err=True)
+        arguments.say(f"{opened.uri}: {name} removed")
     finally:
         opened.close()
 
@@ -227,4 +227,4 @@ def encode(
     )
     manifest = encode_table(job, workers=workers)
     left_out = f"; {manifest.left_out:,} rows are left out (left_out.json)" if manifest.left_out else ""
-    typer.echo(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}", err=True)
+    arguments.say(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}")
