@@ -8,11 +8,18 @@ import threading
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from opengcl.cli import app
+from opengcl.data.synthetic import make_shop
 from opengcl.only_writer import FolderBusyError, only_writer
 
 HOLD = """
 import sys, pathlib
+from typer.testing import CliRunner
+
+from opengcl.cli import app
+from opengcl.data.synthetic import make_shop
 from opengcl.only_writer import only_writer
 with only_writer(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
@@ -99,3 +106,38 @@ def test_the_lock_is_no_link_to_another_file(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic"), only_writer(tmp_path / "shop"):
         pass
     assert victim.read_text() == "kept"
+
+
+def test_every_command_that_writes_a_folder_takes_the_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, shop_words: dict[str, list[str]]
+) -> None:
+    """Each is refused in a sentence and makes nothing while another process is at work."""
+    monkeypatch.setenv("OPENGCL_CACHE", str(tmp_path / "cache"))
+    out = tmp_path / "out"
+    child = subprocess.Popen([sys.executable, "-c", HOLD, str(out)], stdin=-1, stdout=-1, text=True)
+    assert child.stdin
+    assert child.stdout
+    assert child.stdout.readline() == "held\n"
+    for name, words in shop_words.items():
+        found = CliRunner().invoke(app, [word.replace("OUT", str(out)) for word in words])
+        assert isinstance(found.exception, FolderBusyError), (name, found.output, found.exception)
+        assert not out.exists(), name
+    child.communicate("")
+
+
+@pytest.fixture
+def shop_words(tmp_path: Path) -> dict[str, list[str]]:
+    """A command of each kind, on a small shop."""
+    shop, table, log = tmp_path / "shop", tmp_path / "t.csv", tmp_path / "log.csv"
+    make_shop(shop, products=60, queries=20, seed=0)
+    table.write_text("query,product_id,title,score\na,1,x,1\nb,2,y,2\n")
+    log.write_text("query,document,position,event,session\na,1,1,impression,s\n")
+    return {
+        "import": ["data", "import", str(table), "--out", "OUT"],
+        "from-logs": ["data", "from-logs", str(log), "--documents", str(shop), "--out", "OUT"],
+        "split": ["data", "split", str(shop), "--out", "OUT"],
+        "sample": ["data", "sample", str(shop), "--out", "OUT", "--queries", "5"],
+        "quickstart": ["quickstart", "--out", "OUT"],
+        "encode": ["encode", "no-run", "--data", str(shop), "--out", "OUT"],
+        "index build": ["index", "build", "no-run", "--data", str(shop), "--store", "exact:OUT"],
+    }

@@ -24,6 +24,7 @@ from opengcl.fields import MISSING, Missing, check_fields, choose_fields, fuse
 from opengcl.fill_in import FillIn, FillInError
 from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
+from opengcl.model_files import check_model_files
 from opengcl.named_folders import no_such_folder
 from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
@@ -330,7 +331,8 @@ def open_encoder(name: str, *, device: str | None = None) -> SentenceTransformer
     except NoSuchModelError as error:
         raise ModelError(f"model {name[:200]!r} cannot be opened: {error}") from None
     try:
-        _check_modules(Path(name) / "modules.json")
+        if Path(name).is_dir():
+            check_model_files(Path(name))
         encoder = SentenceTransformer(
             name, device=device, local_files_only=kept, model_kwargs={"use_safetensors": True}
         )
@@ -357,19 +359,6 @@ def _is_model_folder(name: str) -> bool:
             else "the folder has neither modules.json nor config.json"
         )
     return True
-
-
-def _check_modules(file: Path) -> None:
-    """sentence-transformers would import and call any installed class that a model's ``modules.json`` names."""
-    if not file.is_file():
-        return
-    try:
-        types = [str(module["type"]) for module in json.loads(file.read_text(encoding="utf-8"))]
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise ValueError(f"{file}: not a list of modules ({type(error).__name__}: {error})") from error
-    for kind in types:
-        if not kind.startswith("sentence_transformers."):
-            raise ValueError(f"{file}: module type {kind!r}; allowed: those of sentence_transformers")
 
 
 def _pad_as_trained(encoder: SentenceTransformer) -> None:

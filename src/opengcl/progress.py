@@ -13,6 +13,8 @@ from typing import IO, Protocol, TypeVar
 
 from tqdm.auto import tqdm
 
+from opengcl.terminal import one_line
+
 Item = TypeVar("Item")
 _IN_NOTEBOOK = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
 FIRST_LINE, EVERY_LINE = 5.0, 30.0
@@ -73,6 +75,7 @@ def progress_bar(
         leave: Whether the bar stays on a terminal at the end.
         bar_format: How the bar looks on a terminal, as tqdm reads it.
     """
+    desc = one_line(desc)
     if show and not _IN_NOTEBOOK and not _on_terminal(sys.stderr):
         return _Lines(desc, unit, total, done, unit_scale, sys.stderr)
     return _Bar(
@@ -120,11 +123,11 @@ class _Bar(tqdm):  # type: ignore[misc] # tqdm.auto is untyped
     def move_to(self, n: float, desc: str | None = None) -> None:
         self.n = n
         if desc is not None:
-            self.set_description_str(desc, refresh=False)
+            self.set_description_str(one_line(desc), refresh=False)
         self.refresh()
 
     def note(self, values: dict[str, str]) -> None:
-        self.set_postfix(values)
+        self.set_postfix({one_line(name): one_line(value) for name, value in values.items()})
 
 
 class _Lines:
@@ -144,11 +147,11 @@ class _Lines:
         self._write_if_due()
 
     def move_to(self, n: float, desc: str | None = None) -> None:
-        self._n, self._desc = n, self._desc if desc is None else desc
+        self._n, self._desc = n, self._desc if desc is None else one_line(desc)
         self._write_if_due()
 
     def note(self, values: dict[str, str]) -> None:
-        self._values = ", ".join(f"{name}={value}" for name, value in values.items())
+        self._values = one_line(", ".join(f"{name}={value}" for name, value in values.items()))
 
     def close(self) -> None:
         if self._told not in (None, self._n) and self._next != float("inf"):

@@ -11,8 +11,10 @@ from opengcl.compare import compare, format_table
 from opengcl.config import TrainConfig, load_config
 from opengcl.data import RankedDataset
 from opengcl.data.synthetic import make_shop
+from opengcl.only_writer import only_writer
 from opengcl.product_search import ProductSearch
 from opengcl.report import write_report
+from opengcl.terminal import one_line
 from opengcl.training import train
 
 QUERY = "red backpack"
@@ -36,6 +38,11 @@ def quickstart(
     Returns:
         The report of the GCL run.
     """
+    with only_writer(out):
+        return _quickstart(out, seed, products, epochs, say)
+
+
+def _quickstart(out: Path, seed: int, products: int, epochs: float, say: Callable[[str], None]) -> Path:
     out.mkdir(parents=True, exist_ok=True)
     shop = out / "shop"
     if not (shop / "dataset.yaml").is_file():
@@ -67,7 +74,7 @@ def quickstart(
     say(format_table(compare([baseline.out, gcl.out], metrics=_SHOWN)))
     say(f'\nSearching the shop for "{QUERY}":\n')
     for hit in ProductSearch(gcl.out, dataset)(QUERY, k=5):
-        say(f"{hit.rank:>3}  {hit.score:.3f}  {hit.doc_id}  {hit.title}")
+        say(f"{hit.rank:>3}  {hit.score:.3f}  {one_line(hit.doc_id)}  {one_line(hit.title)}")
     say(f"\nThe report with pictures: {report}")
     return report
 

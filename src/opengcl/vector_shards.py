@@ -6,6 +6,7 @@ those that are there are never made again.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -29,6 +30,7 @@ from opengcl.index.protocol import VectorType
 from opengcl.index.vectors import shorten, to_int8
 from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder
+from opengcl.only_writer import only_writer
 from opengcl.progress import progress_bar
 from opengcl.prompts import Side
 
@@ -131,12 +133,20 @@ def encode_table(job: EncodeJob, *, workers: int = 1, progress: bool = True) -> 
 
     Raises:
         ShardError: The folder holds vectors of another model, data set or settings.
+        FolderBusyError: Another process encodes into the folder; ranks of one run may.
         ModelError: There is no trained model.
         OSError: A worker was killed, or the disk is full; the shards so far stay.
     """
     rank, ranks = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     if workers < 1:
         raise ShardError(f"workers: found {workers}; allowed: 1 or more")
+    with contextlib.ExitStack() as held:
+        if ranks == 1:  # ranks share the folder, each with shards of its own
+            held.enter_context(only_writer(Path(job.out)))
+        return _encoded(job, rank, ranks, workers, progress=progress)
+
+
+def _encoded(job: EncodeJob, rank: int, ranks: int, workers: int, *, progress: bool) -> Manifest:
     encoder = _ShardEncoder(job)
     manifest, out = encoder.manifest, Path(job.out)
     _settle(manifest, out, encoder.left_out())

@@ -10,6 +10,7 @@ from typing import Any
 import typer
 
 from opengcl.plain_yaml import parse_yaml
+from opengcl.terminal import safe
 
 
 def names(written: str) -> list[str]:
@@ -65,6 +66,11 @@ def text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
+def tell(message: str) -> None:
+    """A result, on stdout; what would steer a terminal is written out."""
+    typer.echo(safe(message))
+
+
 def say(message: str) -> None:
     """A line on stderr: stdout is for results."""
-    typer.echo(message, err=True)
+    typer.echo(safe(message), err=True)

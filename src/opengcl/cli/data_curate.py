@@ -80,14 +80,14 @@ def _tell_estimate(found: Estimate, settings: CurateConfig, *, as_json: bool) ->
     if as_json:
         from opengcl.curate.estimate import as_json as written
 
-        typer.echo(written(found))
+        arguments.tell(written(found))
         return
-    typer.echo(f"{'stage':<10}{'requests':>12}{'cost, about':>14}")
+    arguments.tell(f"{'stage':<10}{'requests':>12}{'cost, about':>14}")
     for stage in found.stages:
-        typer.echo(f"{stage.name:<10}{stage.requests:>12,}{_cost(stage.cost):>14}")
-    typer.echo(f"{'all':<10}{found.requests:>12,}{_cost(found.cost):>14}")
+        arguments.tell(f"{stage.name:<10}{stage.requests:>12,}{_cost(stage.cost):>14}")
+    arguments.tell(f"{'all':<10}{found.requests:>12,}{_cost(found.cost):>14}")
     limit = "no limit" if settings.budget.cost is None else f"{settings.budget.cost:g}"
-    typer.echo(f"{'budget':<10}{settings.budget.requests:>12,}{limit:>14}")
+    arguments.tell(f"{'budget':<10}{settings.budget.requests:>12,}{limit:>14}")
     for note in found.notes:
         arguments.say(f"note: {note}")
     arguments.say("Nobody was asked.")
@@ -96,12 +96,12 @@ def _tell_estimate(found: Estimate, settings: CurateConfig, *, as_json: bool) ->
 def _tell(made: Curated, settings: CurateConfig, *, as_json: bool) -> None:
     if as_json:
         spent = {"requests": made.spent.requests, "cost": made.spent.cost}
-        typer.echo(json.dumps({"path": str(made.path), "counts": made.counts, "spent": spent}, indent=2))
+        arguments.tell(json.dumps({"path": str(made.path), "counts": made.counts, "spent": spent}, indent=2))
         return
     for name, count in made.counts.items():
-        typer.echo(f"{name:<36}{count:>10,}")
-    typer.echo(f"{'requests so far, all runs':<36}{made.spent.requests:>10,}")
-    typer.echo(f"{'cost so far, by the given prices':<36}{made.spent.cost:>10.4f}")
+        arguments.tell(f"{name:<36}{count:>10,}")
+    arguments.tell(f"{'requests so far, all runs':<36}{made.spent.requests:>10,}")
+    arguments.tell(f"{'cost so far, by the given prices':<36}{made.spent.cost:>10.4f}")
     arguments.say(f"{made.path}: written. Replies, pictures and rejects are kept in {settings.work_folder}")
 
 

@@ -268,18 +268,18 @@ def import_data(
     with unpacking_beside(out) as work:
         imported = import_dataset(open_source(format_, source, replace(asked, work=work)), out, options)
     for note in imported.notes:
-        typer.echo(f"note: {note}", err=True)
+        arguments.say(f"note: {note}")
     for what, count in imported.counts.items():
         if count:
-            typer.echo(f"{what.replace('_', ' '):<28}{count:>12,}")
+            arguments.tell(f"{what.replace('_', ' '):<28}{count:>12,}")
     if imported.counts.get("picture_failures"):
-        typer.echo(f"images that failed to download or decode: {out / 'picture_failures.parquet'}", err=True)
+        arguments.say(f"images that failed to download or decode: {out / 'picture_failures.parquet'}")
     if check and (same := same_queries(RankedDataset.open(out).queries)):
         arguments.say(
             "note: the text of an earlier query, but for its spelling, has another id in "
             f"{number_of(same, 'query', 'queries')} (opengcl data check names those on both sides of a split)"
         )
-    typer.echo(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html", err=True)
+    arguments.say(f"{out}: made. Next: opengcl data show {out} --out {out.name}.html")
 
 
 def _mapping(path: Path | None, **given: Any) -> TableMapping:

@@ -268,10 +268,10 @@ def from_logs(
         memory=memory,
         threads=threads,
     )
-    typer.echo(report.summary())
+    arguments.tell(report.summary())
     if report.pictures.get("picture_failures"):
-        typer.echo(f"images that failed to download or decode: {out / 'picture_failures.parquet'}", err=True)
-    typer.echo(f"{out}: written", err=True)
+        arguments.say(f"images that failed to download or decode: {out / 'picture_failures.parquet'}")
+    arguments.say(f"{out}: written")
 
 
 def _scoring(position_bias: str, **options: object) -> ScoreOptions:

@@ -39,14 +39,16 @@ def check(
     found = check_dataset(folder, examples=_EVERY if every else EXAMPLES)
     if as_json:
         problems = [asdict(one) for one in found.problems]
-        typer.echo(json.dumps({**found.counts, "problems": problems, "remarks": found.remarks}, indent=2))
+        arguments.tell(json.dumps({**found.counts, "problems": problems, "remarks": found.remarks}, indent=2))
     else:
         _print_counts(found.counts)
         for problem in found.problems:
-            typer.echo(problem)
+            arguments.tell(problem)
         for remark in found.remarks:
-            typer.echo(f"note: {remark}")
-        typer.echo(_number_of(found.problems) + (f", {number_of(len(found.remarks), 'note')}" if found.remarks else ""))
+            arguments.tell(f"note: {remark}")
+        arguments.tell(
+            _number_of(found.problems) + (f", {number_of(len(found.remarks), 'note')}" if found.remarks else "")
+        )
     if found.problems:
         raise typer.Exit(1)
 
@@ -103,7 +105,7 @@ def split(
     counts = resplit(folder, out, options, by_hash=by_hash, keep_parts=dev is None)
     arguments.say(f"{out or folder}: written")
     for side, rows in counts.items():
-        typer.echo(f"{side:<16}{rows['seen']:>12,} seen{rows['novel']:>12,} novel")
+        arguments.tell(f"{side:<16}{rows['seen']:>12,} seen{rows['novel']:>12,} novel")
 
 
 def sample(
@@ -127,7 +129,7 @@ def sample(
     counts = run(folder, out, queries=queries, documents=documents, seed=seed)
     arguments.say(f"{out}: written")
     for name, count in counts.items():
-        typer.echo(f"{name:<16}{count:>12,}")
+        arguments.tell(f"{name:<16}{count:>12,}")
 
 
 def _print_counts(counts: dict[str, Any]) -> None:
@@ -136,9 +138,9 @@ def _print_counts(counts: dict[str, Any]) -> None:
         without = ", ".join(f"{rows:,} without {field}" for field, rows in missing.items() if rows)
         if name == "pairs" and counts["not_relevant"]:
             without = f"{counts['not_relevant']:,} judged not relevant: a score of 0 or below"
-        typer.echo(f"{name:<16}{counts[name]:>12,}{f'  ({without})' if without else ''}")
+        arguments.tell(f"{name:<16}{counts[name]:>12,}{f'  ({without})' if without else ''}")
     for split, row in counts["splits"].items():
-        typer.echo(
+        arguments.tell(
             f"{split:<16}{row['pairs']:>12,} pairs, {row['queries']:,} queries "
             f"({row['dev_queries']:,} dev, {row['test_queries']:,} test), {row['documents']:,} documents"
         )

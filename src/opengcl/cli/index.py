@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -71,10 +72,11 @@ def build(
     from opengcl.data import RankedDataset
     from opengcl.index import open_store
     from opengcl.index.build import build_index
+    from opengcl.only_writer import only_writer
 
     dataset = RankedDataset.open(data, strict=strict)
-    opened = open_store(store)
-    try:
+    held = only_writer(Path(store.removeprefix("exact:"))) if store.startswith("exact:") else nullcontext()
+    with held, closing(open_store(store)) as opened:
         made = build_index(
             opened,
             run,
@@ -89,9 +91,7 @@ def build(
             device=device,
         )
         state = "live" if opened.live() == made.name else f"whole; make it live with opengcl index swap {made.name}"
-        typer.echo(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}", err=True)
-    finally:
-        opened.close()
+        arguments.say(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}")
 
 
 @app.command()
@@ -132,7 +132,7 @@ def check(
         )
     finally:
         opened.close()
-    typer.echo(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
+    arguments.tell(json.dumps(found.to_dict(), indent=2) if as_json else found.summary())
 
 
 @app.command("list")
@@ -149,7 +149,7 @@ def list_indexes(store: StoreUri) -> None:
         for name in opened.names():
             one = opened.open(name)
             kept = ", ".join(f"{field} ({kind})" for field, kind in one.spec.fields.items())
-            typer.echo(
+            arguments.tell(
                 f"{'*' if name == live else ' '} {name:<16} {one.count():>12,} documents  "
                 f"{one.spec.dimension} x {one.spec.dtype}  {one.spec.created}  model {one.spec.model[:12]}  {kept}"
             )
@@ -172,7 +172,7 @@ def swap(
     try:
         before = opened.live()
         opened.swap(name)
-        typer.echo(f"{opened.uri}: {name} is live" + (f"; before: {before}" if before else ""), err=True)
+        arguments.say(f"{opened.uri}: {name} is live" + (f"; before: {before}" if before else ""))
     finally:
         opened.close()
 
@@ -191,7 +191,7 @@ def drop(
     opened = open_store(store)
     try:
         opened.drop(name)
-        typer.echo(f"{opened.uri}: {name} removed", err=True)
+        arguments.say(f"{opened.uri}: {name} removed")
     finally:
         opened.close()
 
@@ -232,4 +232,4 @@ def encode(
     )
     manifest = encode_table(job, workers=workers)
     left_out = f"; {manifest.left_out:,} rows are left out (left_out.json)" if manifest.left_out else ""
-    typer.echo(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}", err=True)
+    arguments.say(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}")

@@ -14,6 +14,7 @@ import typer
 
 from opengcl.cli import arguments, data, index
 from opengcl.cli.serve import serve
+from opengcl.terminal import SafeFormatter, guard_streams, one_line
 
 if TYPE_CHECKING:
     from opengcl.config import TrainConfig
@@ -253,7 +254,7 @@ def compare(
     found = run(
         evaluations, arguments.names(metrics) if metrics else None, arguments.names(splits) if splits else None, seed
     )
-    typer.echo(to_json(found) if as_json else format_table(found))
+    arguments.tell(to_json(found) if as_json else format_table(found))
 
 
 @app.command()
@@ -289,11 +290,11 @@ def metrics(
         depth=depth,
     )
     if as_json:
-        typer.echo(json.dumps(report, indent=2))
+        arguments.tell(json.dumps(report, indent=2))
         return
     for name, value in report["metrics"].items():
-        typer.echo(f"{name:<16}{value:.4f}")
-    typer.echo(f"{'queries':<16}{report['queries']}")
+        arguments.tell(f"{name:<16}{value:.4f}")
+    arguments.tell(f"{'queries':<16}{report['queries']}")
     for key, label in (
         ("missing_queries", "judged but not in the run, counted as 0"),
         ("ignored_queries", "not judged"),
@@ -316,7 +317,7 @@ def search(
     from opengcl.product_search import ProductSearch
 
     for hit in ProductSearch(run, _dataset_of(run, data))(query, k):
-        typer.echo(f"{hit.rank:>4}  {hit.score:.4f}  {hit.doc_id:<12}  {hit.title}")
+        arguments.tell(f"{hit.rank:>4}  {hit.score:.4f}  {one_line(hit.doc_id):<12}  {one_line(hit.title)}")
 
 
 @app.command()
@@ -344,12 +345,15 @@ def quickstart(
     """Draw a synthetic shop, train plain CLIP and GCL on it with the same budget, compare, report, search."""
     from opengcl.quickstart import quickstart as run
 
-    run(out, seed=seed, say=typer.echo)
+    run(out, seed=seed, say=arguments.tell)
 
 
 def main() -> None:
     """Entry point: errors that a user can mend are one line; OPENGCL_DEBUG=1 shows where they came from."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(SafeFormatter("%(levelname)s: %(message)s"))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    guard_streams()
     _quiet_libraries()
     try:
         app()
@@ -391,10 +395,10 @@ def _require_asked(settings: TrainConfig, asked: set[str]) -> None:
 
 def _print_splits(splits: dict[str, dict[str, float]]) -> None:
     names = list(next(iter(splits.values())))
-    typer.echo("".join([f"{'split':<16}", *(f"{name:>14}" for name in names)]))
+    arguments.tell("".join([f"{'split':<16}", *(f"{name:>14}" for name in names)]))
     for split, row in splits.items():
         cells = (f"{row[name]:>14.0f}" if name == "queries" else f"{row[name]:>14.4f}" for name in names)
-        typer.echo("".join([f"{split:<16}", *cells]))
+        arguments.tell("".join([f"{split:<16}", *cells]))
 
 
 def _print_field_sets(means: dict[str, dict[str, dict[str, float | None]]]) -> None:
@@ -402,9 +406,11 @@ def _print_field_sets(means: dict[str, dict[str, dict[str, float | None]]]) -> N
         return
     names = list(next(iter(next(iter(means.values())).values())))
     width = max(len("fields"), *(len(kind) for kinds in means.values() for kind in kinds)) + 2
-    typer.echo("\nBy the fields that documents have (first, top10: share of these places; ideal_: in an ideal list):")
-    typer.echo("".join([f"{'split':<16}", f"{'fields':<{width}}", *(f"{name:>13}" for name in names)]))
+    arguments.tell(
+        "\nBy the fields that documents have (first, top10: share of these places; ideal_: in an ideal list):"
+    )
+    arguments.tell("".join([f"{'split':<16}", f"{'fields':<{width}}", *(f"{name:>13}" for name in names)]))
     for split, kinds in means.items():
         for kind, row in kinds.items():
             values = ("-" if value is None else f"{value:.4f}" for value in row.values())
-            typer.echo("".join([f"{split:<16}", f"{kind:<{width}}", *(f"{value:>13}" for value in values)]))
+            arguments.tell("".join([f"{split:<16}", f"{kind:<{width}}", *(f"{value:>13}" for value in values)]))

@@ -75,6 +75,6 @@ def serve(
     log_accesses()
     for name, model in state.models.items():
         index = model.live.current
-        typer.echo(f"{name}: {model.label}, index {index.name}, {index.count():,} documents", err=True)
-    typer.echo(f"http://{host}:{port}/ (Ctrl+C to stop)", err=True)
+        arguments.say(f"{name}: {model.label}, index {index.name}, {index.count():,} documents")
+    arguments.say(f"http://{host}:{port}/ (Ctrl+C to stop)")
     server.run()

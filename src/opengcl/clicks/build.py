@@ -31,10 +31,11 @@ from opengcl.clicks.progress import Steps
 from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOptions, find_propensities, score
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
-from opengcl.data.new_folder import new_folder
+from opengcl.data.new_folder import new_folder, require_free
 from opengcl.data.problems import DataSetError, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
 from opengcl.delimited_text import TextOptions
+from opengcl.only_writer import only_writer
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.sources.bring_pictures import FAILURES
 
@@ -159,17 +160,17 @@ def from_logs(
         progress: Whether steps show a progress bar on stderr.
 
     Raises:
+        FolderBusyError: Another process or thread writes into ``out``.
         DataSetError: If something cannot be read, the log cannot tell the position bias, or nothing is left.
     """
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
+    require_free(out)
     columns, support, scoring = columns or LogOptions(), support or SupportOptions(), scoring or ScoreOptions()
     pictures = pictures or PictureOptions()
     _require_values(columns, scoring)
-    out.parent.mkdir(parents=True, exist_ok=True)
     report = Report(out)
     with (
+        only_writer(out),
         tempfile.TemporaryDirectory(prefix=f".{out.name}-spill-", dir=out.parent) as spill,
         _fetched(out) as fetched,
         connect(Path(spill), memory=memory, threads=threads) as connection,

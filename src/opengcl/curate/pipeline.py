@@ -36,6 +36,7 @@ from opengcl.curate.topics import read_topics
 from opengcl.curate.workers import together
 from opengcl.data import FieldType, Schema, write_dataset
 from opengcl.fetch import FetchOptions, fetch_pictures
+from opengcl.only_writer import only_writer
 from opengcl.picture_store import PictureStore
 from opengcl.progress import tracked
 
@@ -83,9 +84,10 @@ def curate(
     out = Path(config.out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise CurateError(f"{out}: exists already; allowed: a new or empty folder")
-    config.work_folder.mkdir(parents=True, exist_ok=True)
     keys = Keys()
     with ExitStack() as stack:
+        stack.enter_context(only_writer(out))
+        config.work_folder.mkdir(parents=True, exist_ok=True)
         stack.enter_context(keys.out_of_logs())
         journal = stack.enter_context(Journal(config.work_folder / JOURNAL))
         return _Run(config, journal, keys, stack, source, rescore, progress).finish()

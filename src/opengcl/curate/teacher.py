@@ -79,9 +79,12 @@ def _load(options: TeacherOptions) -> Any:
 
     from opengcl.devices import check_device
     from opengcl.hub_models import find_on_hub
+    from opengcl.model_files import check_model_files
 
     try:
         check_device(options.device)
+        if Path(options.model).is_dir():
+            check_model_files(Path(options.model))
         kept = not Path(options.model).is_dir() and find_on_hub(
             options.model, owner=CrossEncoder.default_huggingface_organization
         )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from opengcl.data.problems import DataSetError
+from opengcl.only_writer import only_writer
 
 
 @contextmanager
@@ -20,14 +21,24 @@ def new_folder(out: Path) -> Iterator[Path]:
 
     Raises:
         DataSetError: If it exists and is not empty.
+        FolderBusyError: Another process or thread makes it.
+    """
+    with only_writer(out):
+        require_free(out)
+        temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+        try:
+            temporary.chmod(0o755)
+            yield temporary
+            temporary.rename(out)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def require_free(out: Path) -> None:
+    """Checks that a folder can be made here.
+
+    Raises:
+        DataSetError: It exists and is not empty.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    try:
-        temporary.chmod(0o755)
-        yield temporary
-        temporary.rename(out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

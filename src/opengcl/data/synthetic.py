@@ -28,6 +28,7 @@ from jaxtyping import Float
 from opengcl.data.dataset import write_dataset
 from opengcl.data.schema import Schema
 from opengcl.data.shop_pictures import COLOURS, MARKS, PATTERNS, draw_product
+from opengcl.only_writer import only_writer
 from opengcl.plain_yaml import YamlError, read_yaml
 
 NAME = "synthetic-shop"
@@ -128,8 +129,10 @@ def make_shop(
     _check_replaceable(out)
     attributes = _draw_attributes(products, seed)
     chosen = _choose_queries(_phrases(attributes), queries, seed)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+    with (
+        only_writer(out),
+        tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch,
+    ):
         fresh = Path(scratch) / "fresh"
         _write_tables(fresh, attributes, chosen, seed=seed, image_size=image_size)
         if out.exists():

@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import pyarrow.compute as pc
 
+from opengcl.data.new_folder import require_free
 from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import SCHEMA_FILE, FieldType, Schema, SplitOptions
 from opengcl.fetch import FetchOptions
@@ -123,7 +124,7 @@ def unpacking_beside(out: Path) -> Iterator[Path]:
         FolderBusyError: Another process writes into ``out``.
     """
     with only_writer(out):
-        _require_free(out)
+        require_free(out)
         folder = _work_folder(out) / "unpacked"
         shutil.rmtree(folder, ignore_errors=True)
         try:
@@ -138,13 +139,8 @@ def _work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.import"
 
 
-def _require_free(out: Path) -> None:
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise DataSetError(f"{out}: exists already; allowed: a new or empty folder")
-
-
 def _imported(source: Source, out: Path, options: ImportOptions, *, progress: bool) -> Imported:
-    _require_free(out)
+    require_free(out)
     described = source.describe()
     check_zero(options.score_zero, described)
     work = _work_folder(out)
