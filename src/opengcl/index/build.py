@@ -20,6 +20,7 @@ from jaxtyping import Float32, Int
 
 from opengcl.data import DataSetError, RankedDataset, Records
 from opengcl.encode import encode, inputs_for, rows_with_fields
+from opengcl.given_lists import listed
 from opengcl.index.filters import FieldType
 from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType
@@ -228,6 +229,7 @@ def kept_fields(documents: Records, keep: Sequence[str] | None, as_text: Sequenc
     """
     if keep is None:
         keep = [name for name, kind in documents.fields.items() if kind == "text"][:1]
+    keep, as_text = listed("keep", keep), listed("as_text", as_text)
     if unknown := [name for name in as_text if name not in keep]:
         raise DataSetError(f"as_text: found {unknown[0]!r}; allowed: columns to keep, {', '.join(keep) or 'none'}")
     return {name: _field_type(documents, name, as_text=name in as_text) for name in dict.fromkeys(keep)}
