@@ -23,7 +23,7 @@ from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.given_lists import listed
 from opengcl.index.filters import FieldType
 from opengcl.index.identity import model_fingerprint
-from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType
+from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType, require_live_model
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
 from opengcl.progress import progress_bar
@@ -49,6 +49,7 @@ def build_index(
     dimension: int | None = None,
     dtype: VectorType = "float32",
     swap: bool = True,
+    replace_model: bool = False,
     vectors: str | Path | None = None,
     device: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
@@ -74,6 +75,8 @@ def build_index(
         dimension: Keep this many components of each vector, at length 1; all by default.
         dtype: ``float32``, or ``int8`` as `IndexSpec.dtype` says.
         swap: Whether the index becomes the live one when it is whole.
+        replace_model: Whether it may take the place of a live index that another model made, whose servers cannot be
+            started again then.
         vectors: Folder of `opengcl.vector_shards.encode_table` with the documents' vectors, which are then taken.
         device: ``cpu`` or ``cuda``; the best there is by default.
         chunk_rows: Documents encoded and written at a time.
@@ -87,10 +90,12 @@ def build_index(
         DataSetError: A column to keep that isn't there or of another type.
         ShardError: The vectors are not all there, or not of this model and data.
         VectorIndexError: ``dimension`` beyond the model's, a value that an index cannot hold, or an index of that name
-            with other content.
+            with other content; with ``swap``, a live index of another model, unless ``replace_model``.
         StoreError: The store cannot be written; what was written stays for the next call.
     """
     fingerprint = model_fingerprint(run)
+    if swap:
+        require_live_model(store, fingerprint, replace_model=replace_model)
     documents = dataset.documents
     if vectors is None:
         model = BiEncoder.load(run, device=device)
