@@ -377,6 +377,61 @@ def test_the_commands(
     assert not (tmp_path / "v").exists()
 
 
+@pytest.fixture(scope="module")
+def other_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of other settings, which is another model."""
+    folder = tmp_path_factory.mktemp("other")
+    mix = FieldMix({"query": 1.0}, {"title": 1.0}, {"query": "text"}, {"title": "text"})
+    BiEncoder(static(), mix, missing_fields="leave_out").save(folder / "model")
+    return folder
+
+
+def test_another_model_takes_no_live_index_unasked(
+    run: Path, other_run: Path, shop: RankedDataset, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = open_store(f"exact:{tmp_path}/store")
+    first = build_index(store, run, shop, progress=False).name
+    with pytest.raises(
+        VectorIndexError, match=f"live index '{first}' was made by the model .*--no-swap, or set --replace"
+    ):
+        build_index(store, other_run, shop, progress=False)
+    assert (store.live(), store.names()) == (first, [first])  # told before anything is encoded
+    assert not caplog.text
+    beside = build_index(store, other_run, shop, swap=False, progress=False).name
+    assert store.live() == first
+    assert build_index(store, other_run, shop, replace_model=True, progress=False).name == beside
+    assert store.live() == beside
+    assert f"opengcl index swap {first} --replace-model goes back" in caplog.text
+    caplog.clear()
+    build_index(store, other_run, shop, dtype="int8", progress=False)
+    assert not caplog.text  # the same model again
+    store.close()
+
+
+def test_swapping_to_another_model_asks_too(
+    run: Path,
+    other_run: Path,
+    shop: RankedDataset,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    address = f"exact:{tmp_path}/store"
+    data = ["--data", str(shop.path), "--store", address]
+    store = open_store(address)
+    build_index(store, run, shop, name="one", progress=False)
+    code, _, err = run_cli(capsys, monkeypatch, "index", "build", str(other_run), *data)
+    assert code == 2
+    assert "--replace-model" in err
+    assert run_cli(capsys, monkeypatch, "index", "build", str(other_run), *data, "--no-swap", "--name", "two")[0] == 0
+    code, _, err = run_cli(capsys, monkeypatch, "index", "swap", "two", "--store", address)
+    assert (code, store.live()) == (2, "one")
+    assert "servers of the other model keep their index" in err
+    assert run_cli(capsys, monkeypatch, "index", "swap", "two", "--store", address, "--replace-model")[0] == 0
+    assert store.live() == "two"
+    store.close()
+
+
 def test_an_index_of_another_model_is_not_checked(
     run: Path, shop: RankedDataset, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -158,7 +158,7 @@ def test_an_index_of_another_model_is_not_taken(shop: Shop, tmp_path: Path, capl
         until(lambda: refused() == 1)
         ready = server.get("/readyz")
         assert (ready.status_code, ready.json()["models"]) == (200, {"a": "good"})
-        assert "still searching 'good'" in ready.json()["warnings"][0]
+        assert "still searching 'good', and this model cannot be served again" in ready.json()["warnings"][0]
         assert server.get("/search?q=redshoe").status_code == 200
         assert caplog.text.count("still searching 'good'") == 1
         store.swap("better")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import reprlib
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ import httpx2
 import numpy as np
 from jaxtyping import Float32
 from PIL import Image
+
+from opengcl.given_lists import listed
 
 Picture = bytes | str | Path | Image.Image
 """A picture's bytes, the place of its file, or a decoded one."""
@@ -158,7 +161,7 @@ class Client:
         image: Picture | None = None,
         text_weight: float = 1.0,
         image_weight: float = 1.0,
-        negatives: Sequence[Negative] = (),
+        negatives: Sequence[Negative] | Negative = (),
         k: int = 20,
         offset: int = 0,
         where: str | None = None,
@@ -172,7 +175,7 @@ class Client:
             image: A picture to look for, alone or with the text.
             text_weight: Of the text in the mix, from 0.
             image_weight: Of the picture.
-            negatives: What to move away from.
+            negatives: What to move away from; one or several.
             k: How many.
             offset: How many of the best to leave out first.
             where: A filter, such as ``price < 50 and brand in ("x", "y")``.
@@ -182,13 +185,15 @@ class Client:
         Raises:
             ServerError: What the server said, or that it did not.
         """
+        negatives = [negatives] if isinstance(negatives, Negative) else listed("negatives", negatives)
         query: dict[str, Any] = {"text": text, "text_weight": text_weight, "image_weight": image_weight}
         query["image"] = _encoded(image)
         query["negatives"] = [
             {"text": one.text, "image": _encoded(one.image), "weight": one.weight} for one in negatives
         ]
-        body = {"query": query, "k": k, "offset": offset, "where": where, "model": model}
-        reply = self._ask("POST", "/search", json={**body, "fields": None if fields is None else list(fields)})
+        chosen = None if fields is None else listed("fields", fields)
+        body = {"query": query, "k": k, "offset": offset, "where": where, "fields": chosen, "model": model}
+        reply = self._ask("POST", "/search", json=body)
         hits = [FoundDocument(**hit) for hit in reply["hits"]]
         return Found(reply["model"], reply["took_ms"], reply["total"], hits, reply["ndcg@10"])
 
@@ -205,9 +210,11 @@ class Client:
         """A document's fields as the index keeps them.
 
         Raises:
+            ValueError: Something else than one id.
             ServerError: 404 where there is none.
         """
-        fields: dict[str, Any] = self._ask("GET", "/documents", params=_given(doc_id=doc_id, model=model))["fields"]
+        asked = _given(doc_id=_one_id(doc_id), model=model)
+        fields: dict[str, Any] = self._ask("GET", "/documents", params=asked)["fields"]
         return fields
 
     def image(self, doc_id: str, field: str, *, size: int = 256, model: str | None = None) -> bytes:
@@ -216,7 +223,8 @@ class Client:
         Raises:
             ServerError: 404 where there is none.
         """
-        return self._send("GET", "/image", params=_given(doc_id=doc_id, field=field, size=size, model=model)).content
+        asked = _given(doc_id=_one_id(doc_id), field=field, size=size, model=model)
+        return self._send("GET", "/image", params=asked).content
 
     def upsert(self, documents: Mapping[str, Mapping[str, Any]], *, model: str | None = None) -> int:
         """Encodes documents and puts them into the index; they are durable and found when it returns.
@@ -235,9 +243,14 @@ class Client:
         return int(self._ask("POST", "/documents", json={"documents": rows, "model": model})["upserted"])
 
     def delete(self, doc_id: str, *, model: str | None = None) -> bool:
-        """Removes a document; whether it was there."""
+        """Removes a document; whether it was there.
+
+        Raises:
+            ValueError: Something else than one id.
+            ServerError: What the server said, or that it did not.
+        """
         try:
-            self._ask("DELETE", "/documents", params=_given(doc_id=doc_id, model=model))
+            self._ask("DELETE", "/documents", params=_given(doc_id=_one_id(doc_id), model=model))
         except ServerError as error:
             if error.status == 404 and error.field == "doc_id":
                 return False
@@ -252,9 +265,18 @@ class Client:
         model: str | None = None,
         input_type: Literal["query", "document"] = "query",
     ) -> Float32[np.ndarray, "texts d"]:
-        """Unit vectors of texts: of queries, or of texts of documents, for a model whose prompts differ."""
+        """Unit vectors of texts: of queries, or of texts of documents, for a model whose prompts differ.
+
+        Raises:
+            ValueError: One text in place of a list; write ``[text]``.
+            ServerError: What the server said, or that it did not.
+        """
         body = _given(
-            input=list(texts), dimensions=dimensions, model=model, input_type=input_type, encoding_format="base64"
+            input=listed("texts", texts),
+            dimensions=dimensions,
+            model=model,
+            input_type=input_type,
+            encoding_format="base64",
         )
         data = self._ask("POST", "/v1/embeddings", json=body)["data"]
         return np.stack([np.frombuffer(base64.b64decode(one["embedding"]), dtype="<f4") for one in data])
@@ -306,6 +328,12 @@ def _model(reply: Mapping[str, Any]) -> ServedModel:
 
 def _given(**values: Any) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _one_id(doc_id: str) -> str:
+    if not isinstance(doc_id, str):
+        raise ValueError(f"doc_id: found {reprlib.repr(doc_id)}; allowed: one id, which is text")
+    return doc_id
 
 
 def _value(value: Any) -> Any:

@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float
 
+from opengcl.given_lists import listed, not_one_text
 from opengcl.named_folders import no_such_folder
 from opengcl.per_query import KEYS, per_query_path, read_per_query
 
@@ -109,6 +110,7 @@ def compare(
         CompareError: for fewer than two paths, a split or metric that an evaluation lacks, or different queries.
         PerQueryError: for a per-query table that cannot be used.
     """
+    not_one_text("paths", paths)
     if len(paths) < 2:
         raise CompareError(f"{len(paths)} evaluation given; a comparison needs at least two")
     if resamples < 1:
@@ -247,7 +249,8 @@ def _metric_names(table: pa.Table) -> list[str]:
 def _shared(what: str, found: dict[str, list[str]], wanted: Sequence[str] | None) -> list[str]:
     """The wanted names, each of which every system must have; by default the names that all have."""
     first = next(iter(found.values()))
-    names = list(wanted) if wanted is not None else [n for n in first if all(n in other for other in found.values())]
+    shared = [name for name in first if all(name in other for other in found.values())]
+    names = shared if wanted is None else listed(f"{what}s", wanted)
     if not names:
         raise CompareError(f"the evaluations have no {what} in common: {found}")
     for system, has in found.items():

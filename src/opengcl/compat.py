@@ -17,6 +17,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from opengcl.given_lists import listed
 from opengcl.ranking_blocks import Ties
 from opengcl.ranking_files import ScoredPairs
 
@@ -86,7 +87,7 @@ def gcl_ties(names: Sequence[str]) -> dict[Ties, list[str]]:
         For each rule in use its metrics.
     """
     groups: dict[Ties, list[str]] = {}
-    for name in names:
+    for name in listed("metrics", names):
         rule: Ties = "input" if name.partition("@")[0] in _INPUT_ORDER else "trec"
         groups.setdefault(rule, []).append(name)
     return groups

@@ -16,6 +16,7 @@ from opengcl.data import Records
 from opengcl.data.problems import EXAMPLES, shown
 from opengcl.distributed import gather_rows, rank, slice_of_rank, world_size
 from opengcl.fill_in import MIN_ROWS, FillIn, Moments, drawn
+from opengcl.given_lists import listed
 from opengcl.inputs import MAX_UNREADABLE, Inputs, chunk_to_device, text_features, to_device
 from opengcl.model import BiEncoder
 from opengcl.progress import tracked
@@ -202,8 +203,9 @@ def encode_texts(model: BiEncoder, texts: Sequence[str]) -> Float[np.ndarray, "t
     """Unit vectors of queries that are plain text, as a search box gives them; the query prompt goes before each.
 
     Raises:
-        ValueError: The model's query side has no text field, or a text is blank.
+        ValueError: The model's query side has no text field, a text is blank, or one text is given in place of a list.
     """
+    texts = listed("texts", texts)
     if "text" not in model.mix.query_types.values():
         raise ValueError(f"the model's query fields are {', '.join(model.mix.query_types)}; none of them is text")
     if not all(text.strip() for text in texts):

@@ -20,6 +20,7 @@ from opengcl.data.splits import Part
 from opengcl.distributed import rank
 from opengcl.encode import encode, fit_fill_in, inputs_for, lacks_fields
 from opengcl.field_sets import FieldSets, by_field_set, field_set_means
+from opengcl.given_lists import not_one_text
 from opengcl.inputs import Inputs
 from opengcl.metrics import DEFAULT_METRICS, check_names, compute
 from opengcl.metrics import relevance as relevance_of
@@ -157,6 +158,7 @@ def evaluate(
         ValueError: An unknown split, part or metric, no query in any of the splits, or a record that has no vector.
     """
     check_names(metrics)
+    not_one_text("splits", splits)
     query_rows = {split: dataset.splits.query_rows(split, part) for split in splits}
     query_rows = {split: rows for split, rows in query_rows.items() if len(rows)}
     if not query_rows:

@@ -28,6 +28,7 @@ import httpx2
 from PIL import Image
 
 from opengcl.data import images
+from opengcl.given_lists import not_one_text
 from opengcl.picture_store import Failure, PictureStore
 from opengcl.progress import Progress, progress_bar
 from opengcl.public_network import MAX_URL, RefusedError, connection_pool, parse_url
@@ -137,10 +138,11 @@ def fetch_pictures(
         progress: Whether a progress bar is shown on stderr.
 
     Raises:
-        ValueError: If the store's pictures were made with another `image_size`.
+        ValueError: If one URL is given in place of a list, or the store's pictures were made with another `image_size`.
         OSError: If the store cannot be written.
         RuntimeError: If called from a running event loop; use a thread there.
     """
+    not_one_text("urls", urls)
     options = options or FetchOptions()
     size = str(options.image_size)
     if (before := store.settle("image_size", size)) != size:

@@ -287,6 +287,7 @@ def compute(
     Raises:
         ValueError: for a name of no valid form, and as the metrics themselves.
     """
+    check_names(names)
     measures = {name: _parse(name, threshold) for name in names}
     _check_shapes(retrieved, judged)
     values = {name: np.zeros(len(retrieved)) for name in measures}
@@ -306,8 +307,10 @@ def check_names(names: Sequence[str]) -> None:
         names: as for ``compute``.
 
     Raises:
-        ValueError: naming the first name of no valid form and listing the forms.
+        ValueError: naming the first name of no valid form and listing the forms; one text in place of a list.
     """
+    if isinstance(names, str):
+        raise ValueError(f"metrics: found the text {names[:40]!r}; allowed: a list, such as [{names[:40]!r}]")
     for name in names:
         _parse(name, 0.0)
 

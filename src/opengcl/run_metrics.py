@@ -139,7 +139,7 @@ def metrics_of_files(
         raise ValueError("sample needs compat 'gcl'")
     if compat and (ties, depth, threshold) != ("document", gcl.GCL_DEPTH, 0.0):
         raise ValueError(f"compat {compat!r} fixes ties, depth and threshold; leave them at their defaults")
-    names = tuple(names or (gcl.GCL_METRICS if compat else metrics.DEFAULT_METRICS))
+    names = names or (gcl.GCL_METRICS if compat else metrics.DEFAULT_METRICS)
     metrics.check_names(names)
     qrels, run = read_qrels(qrels_path), read_run(run_path)
     if compat:

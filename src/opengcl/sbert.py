@@ -32,6 +32,7 @@ from opengcl.data.problems import shown
 from opengcl.distributed import gather_rows, world_size
 from opengcl.fields import MISSING, Missing, check_fields, fuse
 from opengcl.fill_in import learned_fill_in
+from opengcl.given_lists import listed, not_one_text
 from opengcl.inputs import only_text
 from opengcl.loss import DIRECTIONS, TARGETS, Direction, Target, contrastive_loss
 from opengcl.progress import progress_bar
@@ -363,7 +364,7 @@ def column_prompts(model: SentenceTransformer, query: str, documents: Sequence[s
     Raises:
         ValueError: A column is named twice.
     """
-    columns = [query, *documents]
+    columns = [query, *not_one_text("documents", documents)]
     if len(set(columns)) < len(columns):
         raise ValueError(f"found columns {', '.join(columns)}; allowed: each column once")
     found = {column: prompt_of(model, side) for column, side in zip(columns, _sides(len(columns)), strict=True)}
@@ -626,6 +627,8 @@ def _rows_of_all_ranks(rows: Tensor) -> int:
 
 def _chosen_metrics(metrics: Sequence[str] | None, cutoffs: Mapping[str, Sequence[int]]) -> Sequence[str]:
     """The metrics' names, from names or from cutoffs, NDCG's largest first."""
+    if metrics is not None:
+        metrics = listed("metrics", metrics)
     named = [f"{name}@{k}" for name, ks in cutoffs.items() for k in sorted(ks, reverse=name == "ndcg")]
     if named and metrics is not None:
         raise ValueError(

@@ -31,6 +31,13 @@ Dimension = Annotated[
     int | None, typer.Option(help="Keep only so many components of each vector (Matryoshka); all by default.", min=1)
 ]
 Dtype = Annotated[str, typer.Option(help="float32, or int8: each vector rounded to 255 steps of its own.")]
+ReplaceModel = Annotated[
+    bool,
+    typer.Option(
+        "--replace-model",
+        help="Allow that the live index was made by another model; its servers cannot be started again on this store.",
+    ),
+]
 
 
 @app.callback()
@@ -60,6 +67,7 @@ def build(
         Path | None, typer.Option(help="Folder of opengcl encode, instead of encoding the documents now.")
     ] = None,
     swap: Annotated[bool, typer.Option(help="Whether the index becomes the live one when it is whole.")] = True,
+    replace_model: ReplaceModel = False,
     strict: Strict = True,
     device: Device = None,
 ) -> None:
@@ -87,6 +95,7 @@ def build(
             dimension=dimension,
             dtype=dtype,  # type: ignore[arg-type] # checked there
             swap=swap,
+            replace_model=replace_model,
             vectors=vectors,
             device=device,
         )
@@ -161,15 +170,17 @@ def list_indexes(store: StoreUri) -> None:
 def swap(
     name: Annotated[str, typer.Argument(help="Which index is to be live.")],
     store: StoreUri,
+    replace_model: ReplaceModel = False,
 ) -> None:
     """Make an index the live one, in one step: forward to a new one, or back to an old one.
 
     Example: opengcl index swap v2024_05 --store index
     """
-    from opengcl.index import open_store
+    from opengcl.index import open_store, require_live_model
 
     opened = open_store(store)
     try:
+        require_live_model(opened, opened.open(name).spec.model, replace_model=replace_model)
         before = opened.live()
         opened.swap(name)
         arguments.say(f"{opened.uri}: {name} is live" + (f"; before: {before}" if before else ""))

@@ -24,6 +24,7 @@ from ibis.expr import types as ir
 from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
+from opengcl.given_lists import not_one_text
 from opengcl.progress import progress_bar
 from opengcl.text_files import TextFile, refuse_foreign
 
@@ -176,6 +177,7 @@ def open_catalogue(
     Raises:
         DataSetError: If it cannot be read, a column is missing, or an id is null, empty or there twice.
     """
+    not_one_text("fields", fields or ())
     folder = Path(source)
     schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
     files = [folder / "documents.parquet"] if schema else find_files(source)

@@ -15,6 +15,7 @@ from opengcl.data import images
 from opengcl.data.cache import META
 from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import FieldType
+from opengcl.given_lists import not_one_text
 
 Rows = Int[np.ndarray, "rows"] | Sequence[SupportsIndex]
 
@@ -124,7 +125,11 @@ class Records:
 
         Returns:
             int64, (ids,).
+
+        Raises:
+            ValueError: One text in place of a list of ids.
         """
+        not_one_text("ids", ids)
         keys = id_keys(ids)
         first = np.searchsorted(self._keys, keys)
         rows = np.full(len(ids), -1, np.int64)

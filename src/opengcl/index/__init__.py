@@ -12,6 +12,7 @@ from opengcl.index.protocol import (
     StoreError,
     UnknownIndex,
     VectorIndexError,
+    require_live_model,
     require_model,
 )
 from opengcl.index.vectors import shorten
@@ -31,6 +32,7 @@ __all__ = [
     "open_store",
     "parse_filter",
     "quoted",
+    "require_live_model",
     "require_model",
     "shorten",
 ]

@@ -20,9 +20,10 @@ from jaxtyping import Float32, Int
 
 from opengcl.data import DataSetError, RankedDataset, Records
 from opengcl.encode import encode, inputs_for, rows_with_fields
+from opengcl.given_lists import listed
 from opengcl.index.filters import FieldType
 from opengcl.index.identity import model_fingerprint
-from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType
+from opengcl.index.protocol import Index, IndexSpec, Store, VectorIndexError, VectorType, require_live_model
 from opengcl.index.vectors import shorten
 from opengcl.model import BiEncoder
 from opengcl.progress import progress_bar
@@ -48,6 +49,7 @@ def build_index(
     dimension: int | None = None,
     dtype: VectorType = "float32",
     swap: bool = True,
+    replace_model: bool = False,
     vectors: str | Path | None = None,
     device: str | None = None,
     chunk_rows: int = CHUNK_ROWS,
@@ -73,6 +75,8 @@ def build_index(
         dimension: Keep this many components of each vector, at length 1; all by default.
         dtype: ``float32``, or ``int8`` as `IndexSpec.dtype` says.
         swap: Whether the index becomes the live one when it is whole.
+        replace_model: Whether it may take the place of a live index that another model made, whose servers cannot be
+            started again then.
         vectors: Folder of `opengcl.vector_shards.encode_table` with the documents' vectors, which are then taken.
         device: ``cpu`` or ``cuda``; the best there is by default.
         chunk_rows: Documents encoded and written at a time.
@@ -86,10 +90,12 @@ def build_index(
         DataSetError: A column to keep that isn't there or of another type.
         ShardError: The vectors are not all there, or not of this model and data.
         VectorIndexError: ``dimension`` beyond the model's, a value that an index cannot hold, or an index of that name
-            with other content.
+            with other content; with ``swap``, a live index of another model, unless ``replace_model``.
         StoreError: The store cannot be written; what was written stays for the next call.
     """
     fingerprint = model_fingerprint(run)
+    if swap:
+        require_live_model(store, fingerprint, replace_model=replace_model)
     documents = dataset.documents
     if vectors is None:
         model = BiEncoder.load(run, device=device)
@@ -228,6 +234,7 @@ def kept_fields(documents: Records, keep: Sequence[str] | None, as_text: Sequenc
     """
     if keep is None:
         keep = [name for name, kind in documents.fields.items() if kind == "text"][:1]
+    keep, as_text = listed("keep", keep), listed("as_text", as_text)
     if unknown := [name for name in as_text if name not in keep]:
         raise DataSetError(f"as_text: found {unknown[0]!r}; allowed: columns to keep, {', '.join(keep) or 'none'}")
     return {name: _field_type(documents, name, as_text=name in as_text) for name in dict.fromkeys(keep)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -22,6 +23,8 @@ LONGEST_ID = 1024
 
 LONGEST_TEXT = 65_535
 """Bytes of a text that travels along, at most."""
+
+log = logging.getLogger(__name__)
 
 _NAME = re.compile(r"[a-z][a-z0-9_]{0,39}")
 
@@ -283,3 +286,29 @@ def require_model(index: Index, model: str) -> None:
             f"index {index.name!r} holds vectors of the model {index.spec.model}, and the queries' model is {model}; "
             "build an index with this model and swap to it, or search with the index's own model"
         )
+
+
+def require_live_model(store: Store, model: str, *, replace_model: bool = False) -> None:
+    """Makes sure that a model's index may become the live one: servers cannot take one of another model than their own.
+
+    Args:
+        store: Where it is to be live.
+        model: Fingerprint of the model that made the index.
+        replace_model: Whether the live index may be of another model; that is then a warning.
+
+    Raises:
+        VectorIndexError: The live index was made by another model.
+    """
+    live = store.live()
+    if live is None or (other := store.open(live).spec.model) == model:
+        return
+    found = (
+        f"{store.uri}: the live index {live!r} was made by the model {other[:12]}, and this one by {model[:12]}; "
+        "servers of the other model keep their index, say so in /readyz, and cannot be started again on this store"
+    )
+    if not replace_model:
+        raise VectorIndexError(
+            f"{found}; choose another store, build with --no-swap, or set --replace-model (replace_model=True) once no "
+            "server of the other model needs it"
+        )
+    log.warning("%s; opengcl index swap %s --replace-model goes back", found, live)

@@ -150,8 +150,9 @@ def _integer(value: numbers.Real) -> int:
         if SMALLEST <= int(value) <= LARGEST:
             return int(value)
         raise VectorIndexError(f"found {_bounded(value)}; allowed: integers from -2^63 to 2^63 - 1, or {_AS_TEXT}")
-    if math.isfinite(value) and float(value).is_integer() and abs(float(value)) < EXACT:
-        return int(float(value))  # tables whose whole numbers became floats because some are missing
+    found = float(value)
+    if found == value and found.is_integer() and abs(found) < EXACT:
+        return int(found)  # tables whose whole numbers became floats because some are missing
     raise VectorIndexError(f"found {_bounded(value)}; allowed: integer, or None")
 
 

@@ -54,7 +54,10 @@ class LiveIndex:
             require_model(index, self._fingerprint)
         except ValueError as error:
             self._metrics.swap_refused.labels(self._name).set(1)
-            self._warn(f"still searching {self.current.name!r}: {error}")
+            self._warn(
+                f"still searching {self.current.name!r}, and this model cannot be served again once the server has "
+                f"stopped: {error}"
+            )
             return
         log.warning("model %s: index %r is live now, was %r", self._name, index.name, self.current.name)
         self.current = index

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from opengcl.data import tables as typed
 from opengcl.data.problems import DataSetError, listed, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, SPLIT
+from opengcl.given_lists import not_one_text
 from opengcl.plain_yaml import YamlError, advice, read_yaml
 from opengcl.query_text import normalised
 from opengcl.sources.columns import ids, joined_ids, labels, numbers, padded, pictures, texts, truths
@@ -107,6 +108,7 @@ class TableMapping:
 
     def __post_init__(self) -> None:
         given = [name for name in _SCORES if getattr(self, name) is not None]
+        not_one_text("keep", self.keep)
         if len(given) > 1:
             raise DataSetError(f"found {' and '.join(given)} columns; allowed: one of {', '.join(_SCORES)}")
         if (self.label is None) != (not self.gains):
