@@ -157,6 +157,8 @@ def evaluate(
         ValueError: An unknown split, part or metric, no query in any of the splits, or a record that has no vector.
     """
     check_names(metrics)
+    if not splits:
+        raise ValueError(f"splits: found none; allowed: {', '.join(SPLITS)}")
     query_rows = {split: dataset.splits.query_rows(split, part) for split in splits}
     query_rows = {split: rows for split, rows in query_rows.items() if len(rows)}
     if not query_rows:

@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 import torch
 
 from opengcl.data import RankedDataset, Records
+from opengcl.data.problems import number_of
 from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import VectorType
@@ -184,7 +185,7 @@ def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder / LEFT_OUT}: cannot be read: {error}") from error
     if not isinstance(ids, list) or len(ids) != manifest.left_out or not all(isinstance(one, str) for one in ids):
-        raise ShardError(f"{folder / LEFT_OUT}: required: a list of {manifest.left_out:,} ids")
+        raise ShardError(f"{folder / LEFT_OUT}: required: a list of {number_of(manifest.left_out, 'id')}")
     return ids
 
 

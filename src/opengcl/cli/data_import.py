@@ -273,7 +273,7 @@ def import_data(
         if count:
             typer.echo(f"{what.replace('_', ' '):<28}{count:>12,}")
     if imported.counts.get("picture_failures"):
-        typer.echo(f"pictures that could not be had: {out / 'picture_failures.parquet'}", err=True)
+        typer.echo(f"pictures that could not be read: {out / 'picture_failures.parquet'}", err=True)
     if check and (same := same_queries(RankedDataset.open(out).queries)):
         arguments.say(
             "note: the text of an earlier query, but for its spelling, has another id in "

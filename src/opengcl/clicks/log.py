@@ -163,6 +163,13 @@ class LogOptions:
         return [kind for kind in self.kinds if kind not in (IMPRESSION, CLICK)]
 
     @property
+    def paths(self) -> list[str]:
+        """The columns, and paths into columns, that are read."""
+        single = (self.query, self.document, self.position, self.session, self.time, self.user, self.randomised)
+        events = self.flags.values() if self.flags else (self.event,)
+        return [one for one in (*single, self.propensity, *events, *self.results) if one is not None]
+
+    @property
     def tells_bots(self) -> bool:
         """Whether any limit for bots is set."""
         return self.most_events is not None or self.most_click_rate is not None
