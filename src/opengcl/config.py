@@ -67,7 +67,7 @@ class TrainConfig:
     scaling: Scaling = "dataset"
     """Scores are brought into [1, 100] per ``dataset`` or per ``query``."""
     target: str = "ranked"
-    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of one's own, ``my_shop.losses:name``.
+    """Form of the loss, see ``opengcl.gcl_loss``, or the import path of your own, ``my_shop.losses:name``.
 
     ``gcl_loss`` and `GCLLoss` have ``diagonal``, which needs a weight a pair alone; here every judged pair is known.
     """
