@@ -135,7 +135,9 @@ def check_pictures(out: Path, tables: Mapping[str, Inputs], *, begun: bool) -> N
             before = {tuple(json.loads(key)): values for key, values in file.items()}
         _compare_pictures(before, marks, tables)
     elif begun:
-        raise TrainError(f"{out / PICTURES}: missing; the run's pictures cannot be told from others. Start the run again in a new folder")
+        raise TrainError(
+            f"{out / PICTURES}: missing; the run's pictures cannot be told from others. Start again in a new --out"
+        )
     else:
         scratch = out / f".{PICTURES}.partial"
         with scratch.open("wb") as stream:

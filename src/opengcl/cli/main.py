@@ -197,6 +197,9 @@ def evaluate(
     from opengcl.per_query import per_query_path
     from opengcl.prompts import described
 
+    if out is not None and (out.is_dir() or out.suffix == ".parquet"):
+        found = "a folder" if out.is_dir() else "the name of the per-query values"
+        raise ValueError(f"--out {out}: found {found}; allowed: a file such as means.json")
     dataset = RankedDataset.open(data, strict=strict)
     opened = BiEncoder.open(
         model,
