@@ -304,7 +304,7 @@ def test_the_bar_names_the_steps(
     ("content", "message"),
     [
         ("doc_id,title\n1,a\n1,b\n", r"documents.csv: found the id '1' in 2 rows; allowed: each id once"),
-        ("doc_id,title\n1,a\n,b\n", r"documents.csv: found 1 rows with a null or empty id"),
+        ("doc_id,title\n1,a\n,b\n", r"documents.csv: found 1 row with a null or empty id"),
         ("sku,title\n1,a\n", r"documents.csv: no column 'doc_id'; it has sku, title \(--doc-id"),
         ("doc_id,name\n1,a\n", r"documents.csv: no column 'title'; it has doc_id, name"),
     ],

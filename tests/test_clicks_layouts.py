@@ -20,7 +20,7 @@ import pytest
 
 from opengcl import cli
 from opengcl.clicks import LogOptions, from_logs
-from opengcl.clicks.files import open_log
+from opengcl.clicks.files import open_catalogue, open_log
 from opengcl.clicks.simulate import Simulation, event_table, sample_events
 from opengcl.data import DataSetError, Schema
 
@@ -226,9 +226,10 @@ def test_positions_may_be_the_order_of_the_list(
 def test_paths_that_lead_nowhere_say_what_is_there(
     products: Path, command: Command, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
-    write_lines(tmp_path / "log.jsonl", [{"query": "q", "results": [{"doc_id": "p1", "position": 1}], "number": 3}])
+    row = {"query": "q", "results": [{"doc_id": "p1", "position": 1}], "number": 3}
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "log.parquet")
     code, _, told = command(
-        "log.jsonl", "--documents", str(products), "--out", "out", "--no-session", "--flag", "click=results.position",
+        "log.parquet", "--documents", str(products), "--out", "out", "--no-session", "--flag", "click=results.position",
         *words,
     )  # fmt: skip
     assert code == 2
@@ -457,6 +458,9 @@ def test_european_spreadsheets(command: Command, tmp_path: Path) -> None:
     code, _, told = command(*words)
     assert code == 0, told
     assert qrels(tmp_path / "clicks").equals(expected)
+    read_as = "semicolon between fields, decimal comma, header in line 2"
+    assert f"note: log: {read_as}" in told
+    assert Schema.read(tmp_path / "clicks").provenance["read_as"]["log"] == read_as
 
 
 # Feeds, encodings, quotes
@@ -468,7 +472,55 @@ def test_nan_in_json_logs_is_missing(tmp_path: Path) -> None:
     connection = duckdb.connect()
     open_log(connection, tmp_path / "log.jsonl")
     found = connection.sql("SELECT doc_id, position FROM log").fetchall()
-    assert found == [(None, 1.5), ("NaN", None), ("7", 2.0)]
+    assert found == [(None, "1.5"), ("NaN", None), ("7", "2")]
+
+
+LATE = [
+    ('"x"', "NaN", None),
+    ('"x"', '"NaN"', "NaN"),
+    ("1", "NaN", None),
+    ("9007199254740993", "-Infinity", None),
+    ("true", "NaN", None),
+    ("null", '"late"', "late"),
+    ("null", "2", "2"),
+    ('["x"]', '["y", NaN]', ["y", None]),
+    ('{"b": "x"}', '{"b": NaN}', {"b": None}),
+    ('[{"b": "x"}]', '[{"b": NaN}, {"b": "NaN"}]', [{"b": None}, {"b": "NaN"}]),
+    ('{"b": [1.5]}', '{"b": [NaN]}', {"b": [None]}),
+]
+
+
+@pytest.mark.parametrize(("usual", "late", "expected"), LATE)
+def test_values_that_come_after_the_first_rows_of_json(tmp_path: Path, usual: str, late: str, expected: Any) -> None:
+    # DuckDB looks at 20,480 rows to find the types of columns.
+    rows = [*[f'{{"a": {usual}, "n": 0}}\n'] * 21_000, f'{{"a": {late}, "n": 1}}\n']
+    (tmp_path / "log.jsonl").write_text("".join(rows))
+    connection = duckdb.connect()
+    open_log(connection, tmp_path / "log.jsonl")
+    assert connection.sql("SELECT a FROM log WHERE n = '1'").fetchall() == [(expected,)]
+
+
+def test_whole_numbers_beside_nan_in_json_are_not_rounded(tmp_path: Path) -> None:
+    ids = ["9007199254740993", "NaN", "7"]
+    (tmp_path / "log.jsonl").write_text("".join(f'{{"doc_id": {one}, "title": "x"}}\n' for one in ids))
+    connection = duckdb.connect()
+    open_log(connection, tmp_path / "log.jsonl")
+    assert connection.sql("SELECT doc_id FROM log").fetchall() == [("9007199254740993",), (None,), ("7",)]
+    (tmp_path / "shop.jsonl").write_text('{"doc_id": 9007199254740993, "title": 1.5, "price": 1.5}\n')
+    open_catalogue(connection, tmp_path / "shop.jsonl", id_column=None, fields=None)
+    found = connection.sql("SELECT doc_id, title, price FROM documents").fetchall()
+    assert found == [("9007199254740993", "1.5", 1.5)]
+
+
+def test_a_used_column_that_is_twice_in_the_header(tmp_path: Path) -> None:
+    (tmp_path / "log.csv").write_text("doc_id,query,x,doc_id,x\n1,a,,2,\n")
+    open_log(duckdb.connect(), tmp_path / "log.csv", used=["query"])
+    for path in ("doc_id", "query+doc_id", "doc_id.part"):
+        with pytest.raises(DataSetError, match=r"log.csv, column 'doc_id': found more than once.*columns 1, 4"):
+            open_log(duckdb.connect(), tmp_path / "log.csv", used=[path])
+    (tmp_path / "shop.csv").write_text("doc_id,title,title\n1,a,b\n")
+    with pytest.raises(DataSetError, match=r"shop.csv, column 'title': found more than once"):
+        open_catalogue(duckdb.connect(), tmp_path / "shop.csv", id_column=None, fields=None)
 
 
 @pytest.mark.parametrize(

@@ -492,7 +492,7 @@ def test_spark_has_the_same_sums_of_a_large_log(spark: Any, tmp_path: Path) -> N
     with connect(tmp_path / "spill", threads=1) as connection:
         dirty = DIRTY.format(log=tmp_path / "log.parquet")
         connection.execute(f"COPY ({dirty}) TO '{tmp_path / 'dirty.parquet'}' (FORMAT parquet)")
-        log, _ = open_log(connection, tmp_path / "dirty.parquet")
+        log, *_ = open_log(connection, tmp_path / "dirty.parquet")
         table = ibis.pyspark.connect(spark).read_parquet(str(tmp_path / "dirty.parquet"))
         for options in (LogOptions(), LogOptions(**everything | {"kinds": LogOptions().kinds})):
             keys = ["query", "document", "position", "randomised"]

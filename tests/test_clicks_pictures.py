@@ -103,7 +103,7 @@ def test_a_document_of_which_nothing_is_left_goes_with_its_pairs(shop: Path) -> 
 
 
 def test_no_picture_at_all_leaves_nothing(shop: Path) -> None:
-    with pytest.raises(DataSetError, match=r"no document is left.*6 pictures could not be had.*no file"):
+    with pytest.raises(DataSetError, match=r"no document is left.*6 pictures could not be read.*no file"):
         run(shop, catalogue(shop, ["pics/none.png"] * 6), images={"image": "pic"})
     assert {one.name for one in shop.parent.iterdir()} == {"shop", "log.parquet"}, "something was left"
 

@@ -230,7 +230,7 @@ def test_the_commands_say_it(
     words = ("encode", str(run), "--data", str(lenient.path), "--out", str(tmp_path / "a"), "--no-strict")
     code, err = by_command(*words)
     assert not code
-    assert "54 vectors, 8 x float32; 6 rows are left out (left_out.json)" in err
+    assert "54 vectors, 8 x float32; left out: 6 rows (left_out.json)" in err
     out = tmp_path / "found.json"
     code, err = by_command(
         "evaluate", str(run), "--data", str(lenient.path), "--no-strict", "--out", str(out), "--queries", "all"

@@ -198,7 +198,7 @@ def test_pairs_with_several_scores(tmp_path: Path, choice: str, score: float) ->
     same = [rows[0], rows[0]]
     with pytest.raises(DataSetError) as caught:
         made(tmp_path, rows + same)
-    assert "1 pairs have several scores" in str(caught.value)
+    assert "1 pair has several scores" in str(caught.value)
     query = hashed(["query 0"])
     assert f"the pair of query 'query 0' (id {query!r}) and document 's0' has [2.0, 5.0, 9.0]" in str(caught.value)
     lines = ", ".join(f"judged.csv, line {line} holds {held!r}" for line, held in ((5, "5"), (6, "9"), (7, "2")))
@@ -371,10 +371,10 @@ NUMBERS: dict[str, tuple[pa.Array, pa.Array, str | None]] = {
     "zeros in front": (
         pa.array([7, 12]),
         pa.array(["007", "012"]),
-        "without zeros in front 2 of these 2 ids are found",
+        "without zeros in front 2 of 2 such ids are found",
     ),
-    "floats as text": (pa.array(["7.0", "12.0"]), pa.array([7, 12]), "without .0 behind 2 of these 2 ids are found"),
-    "case": (pa.array(["A-7", "B-12"]), pa.array(["a-7", "b-12"]), "in lower case 2 of these 2 ids are found"),
+    "floats as text": (pa.array(["7.0", "12.0"]), pa.array([7, 12]), "without .0 behind 2 of 2 such ids are found"),
+    "case": (pa.array(["A-7", "B-12"]), pa.array(["a-7", "b-12"]), "in lower case 2 of 2 such ids are found"),
     "addresses": (pa.array(["7", "12"]), pa.array(["gid://shop/7", "gid://shop/12"]), "by their last part"),
     "others": (
         pa.array(["7", "12"]),
@@ -569,7 +569,7 @@ def test_positions_of_merged_queries_are_the_best_ones(tmp_path: Path) -> None:
 def test_several_scores_of_one_spelling_are_still_an_error(tmp_path: Path) -> None:
     rows = messy([1, 5, 2, 2, 3, 4])
     # Of the same pair other spellings are in lines 2 and 4 to 6.
-    told = r"1 pairs have several scores: .* has \[5.0, 7.0\]: judged.csv, line 3 holds '5', judged.csv, line 8 holds"
+    told = r"1 pair has several scores: .* has \[5.0, 7.0\]: judged.csv, line 3 holds '5', judged.csv, line 8 holds"
     with pytest.raises(DataSetError, match=told):
         made(tmp_path, [*rows, {**rows[1], "s": 7}])
 

@@ -48,7 +48,7 @@ def measure(events: int, repeats: int, threads: int) -> dict[str, Any]:
         work = Path(folder)
         written = write_big_log(work, events)
         with connect(work / "spill", threads=threads) as connection:
-            log, _ = open_log(connection, work / "log.parquet")
+            log, *_ = open_log(connection, work / "log.parquet")
             forms = {
                 "ours": [str(ibis.to_sql(one(log, LogOptions()), dialect="duckdb")) for one in (count_rows, aggregate)],
                 "by hand": [BY_HAND],

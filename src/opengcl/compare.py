@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float
 
+from opengcl.data.problems import number_of
 from opengcl.given_lists import listed, not_one_text
 from opengcl.named_folders import no_such_folder
 from opengcl.per_query import KEYS, per_query_path, read_per_query
@@ -202,7 +203,7 @@ def format_table(comparison: Comparison) -> str:
     for split in dict.fromkeys(row.split for row in comparison.rows):
         rows = [row for row in comparison.rows if row.split == split]
         cells = [_cells(row, several) for row in rows]
-        parts.append(f"### {split} ({rows[0].queries:,} queries)\n\n{_markdown(head, cells)}")
+        parts.append(f"### {split} ({number_of(rows[0].queries, 'query', 'queries')})\n\n{_markdown(head, cells)}")
     parts.append(
         f"Differences are to {comparison.systems[0]}; paired over queries: bootstrap 95% interval, randomisation test, "
         f"{comparison.resamples:,} draws each, seed {comparison.seed}."

@@ -13,6 +13,7 @@ from opengcl.data.build import sides
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.overview import Bin, TextLengths, judged_bins, score_bins, text_lengths
 from opengcl.data.splits import SPLITS
+from opengcl.named_folders import require_place
 from opengcl.near_duplicates import NearDuplicates
 from opengcl.near_pictures import NEAR_COLOURS, LookAlikes
 from opengcl.pages import Product, data_uri, environment, first_texts, picture, products, write_whole
@@ -98,7 +99,9 @@ def write_data_page(folder: Path, out: Path, *, queries: int = 20, seed: int = 0
 
     Raises:
         DataSetError: If the data set cannot be used at all.
+        ValueError: The file cannot go there.
     """
+    require_place(out)
     data = RankedDataset.open(folder, strict=False, check_images=False, progress=progress)
     page = (
         environment(short=_short, share=_share)

@@ -11,7 +11,7 @@ import csv
 import io
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -203,12 +203,18 @@ class DelimitedFile:
                     yield DelimitedRows(self._without_nulls(batch), lines)
             records.finish()
 
-    def check(self) -> None:
+    def check(self, columns: Collection[str] = ()) -> None:
         """Reads the file and checks its quotes alone, for a reader that is not ours.
 
+        Args:
+            columns: Names that may not be in the header twice.
+
         Raises:
-            DataSetError: As `read`.
+            DataSetError: As `read`, but for columns that are missing.
         """
+        for column in columns:
+            if column in self.dialect.header:
+                self._place(column)
         records = Records(self.text.name, self.dialect, sure=self.options.quotes is not None)
         with self.text.opened() as stream:
             for _ in records.blocks(self.text.blocks(stream)):

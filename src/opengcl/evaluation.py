@@ -159,6 +159,8 @@ def evaluate(
     """
     check_names(metrics)
     not_one_text("splits", splits)
+    if not splits:
+        raise ValueError(f"splits: found none; allowed: {', '.join(SPLITS)}")
     query_rows = {split: dataset.splits.query_rows(split, part) for split in splits}
     query_rows = {split: rows for split, rows in query_rows.items() if len(rows)}
     if not query_rows:

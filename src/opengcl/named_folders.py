@@ -21,6 +21,18 @@ def no_such_folder(path: str | Path) -> str:
     return f"{path}: no such folder" + (f"; there is {', '.join(near)}" if near else "")
 
 
+def require_place(out: Path) -> None:
+    """Makes sure, before any work, that a file can go there as far as names tell.
+
+    Raises:
+        ValueError: A folder has this name, or the folder that the file goes into is not there.
+    """
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; allowed: the name of a file")
+    if not out.parent.is_dir():
+        raise ValueError(f"{out}: cannot be written: {no_such_folder(out.parent)}")
+
+
 def near_folders(path: str | Path) -> list[str]:
     """Up to three folders whose names look like that of one that is not there, most alike first."""
     wanted = os.path.normpath(Path(path).expanduser())

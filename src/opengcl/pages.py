@@ -17,6 +17,7 @@ from PIL import Image
 from opengcl.data.dataset import RankedDataset
 from opengcl.data.problems import DataSetError
 from opengcl.data.records import Records
+from opengcl.named_folders import require_place
 
 PICTURE_SIDE = 112
 SCORE_CLASSES = 5
@@ -47,10 +48,18 @@ def environment(**filters: Callable[..., str]) -> jinja2.Environment:
 
 
 def write_whole(out: Path, page: str) -> None:
-    """Writes beside the target first, so that a reader never sees half a page."""
+    """Writes beside the target first, so that a reader never sees half a page.
+
+    Raises:
+        ValueError: The target is a folder, or the folder that it goes into is not there.
+    """
+    require_place(out)
     scratch = out.with_name(f".{out.name}.{os.getpid()}")
-    scratch.write_text(page, encoding="utf-8")
-    scratch.replace(out)
+    try:
+        scratch.write_text(page, encoding="utf-8")
+        scratch.replace(out)
+    finally:
+        scratch.unlink(missing_ok=True)
 
 
 def products(dataset: RankedDataset, rows: Sequence[int], judged: Mapping[int, float]) -> list[Product]:

@@ -118,7 +118,7 @@ class PictureStore:
             connection.execute("DELETE FROM failure WHERE url = ?", (_name(url),))
 
     def fail(self, url: str, reason: str, *, permanent: bool, attempts: int) -> None:
-        """Notes why a picture could not be had.
+        """Notes why a picture could not be read.
 
         Args:
             url: Whose picture.

@@ -13,6 +13,7 @@ from jaxtyping import Bool
 
 from opengcl.charts import HEIGHT, WIDTH, BarChart, LineChart, bar_chart, line_chart
 from opengcl.data.dataset import RankedDataset
+from opengcl.data.problems import number_of
 from opengcl.data.splits import SPLITS
 from opengcl.field_sets import MEASURES
 from opengcl.pages import Product, environment, first_texts, products, write_whole
@@ -280,7 +281,7 @@ def _frequency_chart(this: Run, other: Run | None, metric: str, inside: Bool[np.
     for low, high in _bins(pairs[inside]):
         rows = inside & (pairs >= low) & (pairs <= high)
         means = [float(column[rows].mean()) for column in (base, values) if column is not None]
-        groups.append((_bin_name(low, high), f"{int(rows.sum()):,} queries", means))
+        groups.append((_bin_name(low, high), number_of(int(rows.sum()), "query", "queries"), means))
     return bar_chart(groups, ["Baseline", "This model"] if other else ["This model"])
 
 

@@ -132,7 +132,9 @@ def check_pictures(out: Path, tables: Mapping[str, Inputs], *, begun: bool) -> N
             before = {tuple(json.loads(key)): values for key, values in file.items()}
         _compare_pictures(before, marks, tables)
     elif begun:
-        raise TrainError(f"{out / PICTURES}: missing; the run's pictures cannot be told from others. Start anew")
+        raise TrainError(
+            f"{out / PICTURES}: missing; the run's pictures cannot be told from others. Start again in a new --out"
+        )
     else:
         scratch = out / f".{PICTURES}.partial"
         with scratch.open("wb") as stream:

@@ -24,6 +24,7 @@ import pyarrow.parquet as pq
 import torch
 
 from opengcl.data import RankedDataset, Records
+from opengcl.data.problems import number_of, shown
 from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.identity import model_fingerprint
 from opengcl.index.protocol import VectorType
@@ -166,12 +167,7 @@ def read_manifest(folder: Path) -> Manifest:
     Raises:
         ShardError: It isn't one, or its shards aren't all there.
     """
-    try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
-    except (OSError, TypeError, ValueError) as error:
-        raise ShardError(
-            f"{folder}: holds no {MANIFEST} of this version; required: a folder of opengcl encode"
-        ) from error
+    manifest = _manifest(folder)
     missing = [shard for shard in range(manifest.shards()) if not manifest.file(folder, shard).is_file()]
     if missing:
         raise ShardError(
@@ -179,6 +175,19 @@ def read_manifest(folder: Path) -> Manifest:
             f"{manifest.file(folder, missing[0]).name}; run opengcl encode again"
         )
     return manifest
+
+
+def _manifest(folder: Path) -> Manifest:
+    try:
+        found = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        counts = (found.rows, found.left_out, found.dimension, found.shard_rows)
+        if not all(isinstance(one, int) for one in counts) or min(counts) < 0 or not found.dimension * found.shard_rows:
+            raise ValueError(f"found {counts} as counts of rows")
+    except (OSError, TypeError, ValueError, RecursionError) as error:
+        raise ShardError(
+            f"{folder}: holds no {MANIFEST} of this version; required: a folder of opengcl encode"
+        ) from error
+    return found
 
 
 def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
@@ -194,18 +203,26 @@ def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder / LEFT_OUT}: cannot be read: {error}") from error
     if not isinstance(ids, list) or len(ids) != manifest.left_out or not all(isinstance(one, str) for one in ids):
-        raise ShardError(f"{folder / LEFT_OUT}: required: a list of {manifest.left_out:,} ids")
+        raise ShardError(f"{folder / LEFT_OUT}: required: a list of {number_of(manifest.left_out, 'id')}")
     return ids
 
 
 def read_shard(folder: Path, manifest: Manifest, shard: int) -> tuple[list[str], np.ndarray]:
-    """Ids and vectors of one shard, the vectors of the manifest's type."""
+    """Ids and vectors of one shard, the vectors of the manifest's type.
+
+    Raises:
+        ShardError: Its file cannot be read, or holds something else.
+    """
     file = manifest.file(folder, shard)
-    if manifest.format == "npy":
-        return json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), np.load(file, allow_pickle=False)
-    table = pq.read_table(file)
-    flat = table["vector"].combine_chunks().flatten().to_numpy()
-    return table.column(0).to_pylist(), flat.reshape(-1, manifest.dimension)
+    try:
+        if manifest.format == "npy":
+            return json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), np.load(file, allow_pickle=False)
+        table = pq.read_table(file)
+        flat = table["vector"].combine_chunks().flatten().to_numpy()
+        return table.column(0).to_pylist(), flat.reshape(-1, manifest.dimension)
+    except (OSError, EOFError, ValueError, KeyError, AttributeError, pa.ArrowException) as error:
+        way_out = "remove it and run opengcl encode again"
+        raise ShardError(f"{file}: cannot be read as vectors: {shown(str(error))}; {way_out}") from error
 
 
 class _ShardEncoder:
@@ -276,8 +293,8 @@ def _settle(manifest: Manifest, out: Path, left_out: list[str]) -> None:
     """Makes the folder, or makes sure that it is for the same vectors."""
     file = out / MANIFEST
     if file.is_file():
-        there = {"left_out": 0, **json.loads(file.read_text(encoding="utf-8"))}
-        other = [name for name, value in asdict(manifest).items() if there.get(name) != value]
+        there = asdict(_manifest(out))
+        other = [name for name, value in asdict(manifest).items() if there[name] != value]
         if other:
             raise ShardError(f"{out}: holds vectors with another {' and '.join(other)}; choose another folder")
         return

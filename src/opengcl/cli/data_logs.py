@@ -138,7 +138,7 @@ def from_logs(
     ] = None,
     repeat_after: Annotated[
         float | None,
-        typer.Option(help="Seconds after which the same result in the same session counts anew; never by default."),
+        typer.Option(help="Seconds after which the same result in the same session counts again; never by default."),
     ] = None,
     time_unit: Annotated[str, typer.Option(help="Of times that are numbers since 1970: s, ms, us or ns.")] = "s",
     half_life: Annotated[float | None, typer.Option(help="Days after which an event counts half.")] = None,
@@ -192,7 +192,7 @@ def from_logs(
     memory: Annotated[str, typer.Option(help="What DuckDB may hold before it uses the disk.")] = "1GB",
     threads: Annotated[int | None, typer.Option(help="That DuckDB uses; all by default.")] = None,
 ) -> None:
-    """Score (query, document) pairs from clicks, carts and purchases, freed of position bias.
+    """Score (query, document) pairs from clicks, carts and purchases, corrected for position bias.
 
     The log is cleaned and added up, the chance that each position is looked at is estimated, and each pair gets a score
     from 1 to 100 that says how good it is where it is looked at. A log that cannot tell position from quality is
@@ -268,6 +268,8 @@ def from_logs(
         memory=memory,
         threads=threads,
     )
+    for what, how in report.read_as.items():
+        arguments.say(f"note: {what}: {how}")
     arguments.tell(report.summary())
     if report.pictures.get("picture_failures"):
         arguments.say(f"images that failed to download or decode: {out / 'picture_failures.parquet'}")

@@ -43,7 +43,7 @@ def check(
     else:
         _print_counts(found.counts)
         for problem in found.problems:
-            arguments.tell(problem)
+            arguments.tell(str(problem))
         for remark in found.remarks:
             arguments.tell(f"note: {remark}")
         arguments.tell(
@@ -57,7 +57,7 @@ def show(
     folder: Folder,
     out: Annotated[Path, typer.Option(help="HTML file to write.")],
     queries: Annotated[int, typer.Option(help="Queries shown with their ranked documents.", min=0, max=500)] = 20,
-    seed: Annotated[int, typer.Option(help="Of what is drawn: queries, and titles and pictures compared.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of what is drawn: queries, and titles and pictures compared.", min=0)] = 0,
 ) -> None:
     """Write one HTML page to look at: counts, distributions, near duplicates, queries with their ranked documents.
 
@@ -88,7 +88,7 @@ def split(
         typer.Option(help="Share of each split's queries for choosing settings; a part column of the queries goes."),
     ] = None,
 ) -> None:
-    """Make the splits, or make them anew; everything else stays as it is.
+    """Make the splits, or make them again; everything else stays as it is.
 
     What is not given is as dataset.yaml says.
 
@@ -116,7 +116,7 @@ def sample(
         int | None,
         typer.Option(help="How many documents, with those judged; by default the share that no query judges stays."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the draw.", min=0)] = 0,
 ) -> None:
     """Write a small data set that is built like this one: splits, documents a query, scores.
 
@@ -133,6 +133,8 @@ def sample(
 
 
 def _print_counts(counts: dict[str, Any]) -> None:
+    from opengcl.data.problems import number_of
+
     for name in ("queries", "documents", "pairs"):
         missing = counts["missing"].get(name, {})
         without = ", ".join(f"{rows:,} without {field}" for field, rows in missing.items() if rows)
@@ -141,8 +143,9 @@ def _print_counts(counts: dict[str, Any]) -> None:
         arguments.tell(f"{name:<16}{counts[name]:>12,}{f'  ({without})' if without else ''}")
     for split, row in counts["splits"].items():
         arguments.tell(
-            f"{split:<16}{row['pairs']:>12,} pairs, {row['queries']:,} queries "
-            f"({row['dev_queries']:,} dev, {row['test_queries']:,} test), {row['documents']:,} documents"
+            f"{split:<16}{row['pairs']:>12,} {'pair' if row['pairs'] == 1 else 'pairs'}, "
+            f"{number_of(row['queries'], 'query', 'queries')} ({row['dev_queries']:,} dev, {row['test_queries']:,} "
+            f"test), {number_of(row['documents'], 'document')}"
         )
 
 

@@ -78,6 +78,7 @@ def build(
     Example: opengcl index build runs/gcl --data shop --store index --keep title,price,brand
     """
     from opengcl.data import RankedDataset
+    from opengcl.data.problems import number_of
     from opengcl.index import open_store
     from opengcl.index.build import build_index
     from opengcl.only_writer import only_writer
@@ -100,7 +101,7 @@ def build(
             device=device,
         )
         state = "live" if opened.live() == made.name else f"whole; make it live with opengcl index swap {made.name}"
-        arguments.say(f"{opened.uri}: index {made.name}, {made.count():,} documents, {state}")
+        arguments.say(f"{opened.uri}: index {made.name}, {number_of(made.count(), 'document')}, {state}")
 
 
 @app.command()
@@ -110,7 +111,7 @@ def check(
     store: StoreUri,
     name: Name = None,
     queries: Annotated[int, typer.Option(help="How many of the data set's queries to search for.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Of which queries.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of which queries.", min=0)] = 0,
     vectors: Annotated[
         Path | None,
         typer.Option(help="Folder of opengcl encode with whole float32 vectors, to tell what keeping less costs."),
@@ -227,6 +228,7 @@ def encode(
 
     Example: opengcl encode runs/gcl --data shop --out vectors --workers 4
     """
+    from opengcl.data.problems import number_of
     from opengcl.vector_shards import EncodeJob, encode_table
 
     job = EncodeJob(
@@ -242,5 +244,5 @@ def encode(
         strict=strict,
     )
     manifest = encode_table(job, workers=workers)
-    left_out = f"; {manifest.left_out:,} rows are left out (left_out.json)" if manifest.left_out else ""
-    arguments.say(f"{out}: {manifest.rows:,} vectors, {manifest.dimension} x {manifest.dtype}{left_out}")
+    left_out = f"; left out: {number_of(manifest.left_out, 'row')} (left_out.json)" if manifest.left_out else ""
+    arguments.say(f"{out}: {number_of(manifest.rows, 'vector')}, {manifest.dimension} x {manifest.dtype}{left_out}")

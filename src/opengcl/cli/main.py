@@ -33,6 +33,11 @@ app.add_typer(index.app, name="index")
 app.command("encode")(index.encode)
 app.command()(serve)
 
+_LIBRARIES = {"pyarrow", "duckdb", "sqlite3", "safetensors", "safetensors_rust", "lance", "lancedb", "psycopg"}
+"""Libraries that read what users bring: what they cannot read is the user's to mend."""
+
+_LONGEST_ERROR = 600
+
 Data = Annotated[Path, typer.Option(help="Folder of the ranked data set: dataset.yaml and three Parquet tables.")]
 Fields = Annotated[
     str | None, typer.Option(help="Document fields and their weights, as image=0.9,title=0.1. Default: all, equally.")
@@ -202,6 +207,9 @@ def evaluate(
     from opengcl.per_query import per_query_path
     from opengcl.prompts import described
 
+    if out is not None and (out.is_dir() or out.suffix == ".parquet"):
+        found = "a folder" if out.is_dir() else "the name of the per-query values"
+        raise ValueError(f"--out {out}: found {found}; allowed: a file such as means.json")
     dataset = RankedDataset.open(data, strict=strict)
     opened = BiEncoder.open(
         model,
@@ -241,7 +249,7 @@ def compare(
     ],
     splits: Annotated[str | None, typer.Option(help="Which splits, with commas; default all that they share.")] = None,
     metrics: Annotated[str | None, typer.Option(help="Which metrics, with commas.")] = None,
-    seed: Annotated[int, typer.Option(help="Of the resampling.")] = 0,
+    seed: Annotated[int, typer.Option(help="Of the resampling.", min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare evaluations query by query: differences, 95% intervals, p-values.
@@ -278,6 +286,7 @@ def metrics(
 
     Example: opengcl metrics qrels.trec run.trec --metrics ndcg@10,map
     """
+    from opengcl.data.problems import number_of
     from opengcl.run_metrics import metrics_of_files
 
     report = metrics_of_files(
@@ -300,7 +309,7 @@ def metrics(
         ("ignored_queries", "not judged"),
     ):
         if report[key]:
-            arguments.say(f"{report[key]} queries: {label}")
+            arguments.say(f"{number_of(report[key], 'query', 'queries')}: {label}")
 
 
 @app.command()
@@ -349,7 +358,7 @@ def quickstart(
 
 
 def main() -> None:
-    """Entry point: errors that a user can mend are one line; OPENGCL_DEBUG=1 shows where they came from."""
+    """Entry point: errors that a user can mend are one sentence; OPENGCL_DEBUG=1 shows where they came from."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(SafeFormatter("%(levelname)s: %(message)s"))
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
@@ -357,11 +366,25 @@ def main() -> None:
     _quiet_libraries()
     try:
         app()
-    except (ValueError, OSError) as error:
-        if os.environ.get("OPENGCL_DEBUG"):
+    except Exception as error:
+        told = _told(error)
+        if told is None or os.environ.get("OPENGCL_DEBUG"):
             raise
-        arguments.say(f"error: {error}")
+        arguments.say(f"error: {told}")
         sys.exit(2)
+
+
+def _told(error: Exception) -> str | None:
+    """What a user is told about an error; None for one that is a fault of ours, with a traceback to report."""
+    if isinstance(error, ValueError | OSError):
+        return str(error)
+    if isinstance(error, MemoryError):
+        return f"out of memory{f': {error}' if str(error) else ''}"
+    library = type(error).__module__.partition(".")[0].lstrip("_")
+    if library not in _LIBRARIES:
+        return None
+    first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return f"{library}: {first[:_LONGEST_ERROR]} (OPENGCL_DEBUG=1 shows where)"
 
 
 def _quiet_libraries() -> None:

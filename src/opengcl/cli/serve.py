@@ -57,6 +57,8 @@ def serve(
 
     Example: opengcl serve runs/gcl --store index --data shop
     """
+    from opengcl.data.problems import number_of
+
     try:
         from opengcl.serve.keys import ApiKeys
         from opengcl.serve.run import ModelPlace, log_accesses, make_server, open_state
@@ -75,6 +77,6 @@ def serve(
     log_accesses()
     for name, model in state.models.items():
         index = model.live.current
-        arguments.say(f"{name}: {model.label}, index {index.name}, {index.count():,} documents")
+        arguments.say(f"{name}: {model.label}, index {index.name}, {number_of(index.count(), 'document')}")
     arguments.say(f"http://{host}:{port}/ (Ctrl+C to stop)")
     server.run()

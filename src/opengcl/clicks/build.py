@@ -9,7 +9,7 @@ import importlib.metadata
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -24,7 +24,7 @@ from ibis.expr import types as ir
 
 from opengcl.clicks.catalogue_pictures import PictureOptions, bring_catalogue_pictures
 from opengcl.clicks.counts import PAIRS, SupportOptions, count_pairs, query_id
-from opengcl.clicks.files import DOCUMENTS, LISTS, LOG, hashes, open_catalogue, open_log, quoted, reading
+from opengcl.clicks.files import DOCUMENTS, LISTS, LOG, OpenedLog, hashes, open_catalogue, open_log, quoted, reading
 from opengcl.clicks.log import CLICK, IMPRESSION, LogOptions, aggregate, count_bots, count_rows, counted, event_names
 from opengcl.clicks.losses import CELLS, require_rows, require_shown
 from opengcl.clicks.progress import Steps
@@ -32,7 +32,7 @@ from opengcl.clicks.scores import VALUES, Counted, Propensities, Scored, ScoreOp
 from opengcl.data.dataset import write_dataset
 from opengcl.data.engine import MEMORY, connect
 from opengcl.data.new_folder import new_folder, require_free
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID, Schema
 from opengcl.delimited_text import TextOptions
 from opengcl.only_writer import only_writer
@@ -66,6 +66,7 @@ class Report:
         propensities: How likely each position is looked at.
         reliability: Share of the differences in worth that the log tells, in [0, 1].
         exposure_slope: How the expected rate grows with exposure, in logarithms; 0 if it is not used.
+        read_as: ``log``, ``lists`` and ``documents`` -> how they are read, where that had to be found out.
         seconds: Wall time by step.
     """
 
@@ -86,6 +87,7 @@ class Report:
     propensities: Propensities | None = None
     reliability: float = 0.0
     exposure_slope: float = 0.0
+    read_as: dict[str, str] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     def summary(self) -> str:
@@ -177,9 +179,13 @@ def from_logs(
         Steps(_STEPS, connection, show=progress) as steps,
     ):
         catalogue = open_catalogue(connection, documents, id_column=doc_id, fields=fields, images=images, text=text)
-        opened = functools.partial(_opened, connection, encoding=encoding, text=text, spill=Path(spill))
-        table, files = opened(log, LOG)
-        of_lists, list_files = (None, []) if lists is None else opened(lists, LISTS)
+        opened = functools.partial(
+            _opened, connection, encoding=encoding, text=text, used=columns.paths, spill=Path(spill)
+        )
+        table, files, log_as = opened(log, LOG)
+        of_lists, list_files, lists_as = (None, [], None) if lists is None else opened(lists, LISTS)
+        told = {"log": log_as, "lists": lists_as, "documents": catalogue.read_as}
+        report.read_as = {what: how for what, how in told.items() if how}
         source = "the log" if isinstance(log, ir.Table) else str(log)
         steps.done()
         with reading(source):
@@ -234,7 +240,7 @@ def _fetched(out: Path) -> Iterator[Path]:
 
 
 def _write(out: Path, schema: Schema, connection: duckdb.DuckDBPyConnection, failures: Path) -> None:
-    """The data set, and beside its tables the list of pictures that could not be had, if any."""
+    """The data set, and beside its tables the list of pictures that could not be read, if any."""
     with new_folder(out) as made:
         write_dataset(made, schema, *_tables(connection))
         if failures.exists():
@@ -274,12 +280,13 @@ def _opened(
     *,
     encoding: str,
     text: TextOptions | None,
+    used: Collection[str],
     spill: Path,
-) -> tuple[ir.Table, list[Path]]:
+) -> OpenedLog:
     """A log or its lists, and the files they are in."""
     if isinstance(source, ir.Table):
-        return source, []
-    return open_log(connection, source, view=view, encoding=encoding, text=text, spill=spill)
+        return OpenedLog(source, [])
+    return open_log(connection, source, view=view, encoding=encoding, text=text, used=used, spill=spill)
 
 
 def _count_rows(
@@ -297,7 +304,7 @@ def _count_rows(
     if not any(row[counted(IMPRESSION)] for row in found.values()):
         names = [f"{row['name']} ({row['rows']:,})" for row in _rows(connection, event_names(table, columns))]
         raise DataSetError(
-            f"the log: found no event {columns.kinds[IMPRESSION]!r} in {report.rows:,} rows; its events: "
+            f"the log: found no event {columns.kinds[IMPRESSION]!r} in {number_of(report.rows, 'row')}; its events: "
             f"{', '.join(names) or 'none'} (--event impression=NAME names it)"
         )
     require_rows(found, columns)
@@ -386,6 +393,7 @@ def _provenance(report: Report, columns: LogOptions, support: SupportOptions, sc
     return {
         "made_by": "opengcl data from-logs",
         "options": {name: _plain(value) for name, value in options.items()},
+        **({"read_as": report.read_as} if report.read_as else {}),
         "rows": report.rows,
         "dropped": {reason: count for reason, count in report.dropped.items() if count},
         "dropped_pairs": {reason: count for reason, count in report.dropped_pairs.items() if count},

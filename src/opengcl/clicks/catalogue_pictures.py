@@ -57,7 +57,7 @@ def bring_catalogue_pictures(
     Args:
         connection: With the view `DOCUMENTS`, as `opengcl.clicks.files.open_catalogue` makes it.
         catalogue: Its fields and root.
-        folder: Where the table goes that the view then reads, and the list of pictures that could not be had.
+        folder: Where the table goes that the view then reads, and the list of pictures that could not be read.
         store: Folder of fetched pictures; what is there is not fetched again.
         options: How.
         progress: Whether long work shows bars.
@@ -76,7 +76,7 @@ def bring_catalogue_pictures(
     if not pq.read_metadata(path).num_rows:
         lost = pq.read_table(folder / FAILURES).slice(0, 1).to_pylist()[0]
         raise DataSetError(
-            f"the catalogue: no document is left, as {counts['picture_failures']:,} pictures could not be had and "
+            f"the catalogue: no document is left, as {counts['picture_failures']:,} pictures could not be read and "
             f"there is no other field; the first: {shown(lost['where'])}: {lost['reason']}"
         )
     connection.read_parquet(str(path)).create_view(DOCUMENTS, replace=True)

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from opengcl.clicks.files import DOCUMENTS, quoted
-from opengcl.clicks.log import CLICK, LogOptions, counted
+from opengcl.clicks.log import CLICK, LARGEST, LogOptions, counted
 from opengcl.clicks.losses import CELLS
 from opengcl.clicks.scores import Counted
 from opengcl.data.problems import DataSetError
@@ -54,11 +54,11 @@ class SupportOptions:
         Raises:
             DataSetError: Naming the setting, what was found and what is allowed.
         """
-        if self.max_position is not None and self.max_position < 1:
-            raise DataSetError(f"max_position: found {self.max_position}; allowed: 1 or more")
+        if self.max_position is not None and not 1 <= self.max_position <= LARGEST:
+            raise DataSetError(f"max_position: found {self.max_position}; allowed: 1 to {LARGEST:,}")
         for name in ("query_impressions", "query_clicks", "pair_impressions"):
-            if not getattr(self, name) >= 0:
-                raise DataSetError(f"{name}: found {getattr(self, name)}; allowed: 0 or more")
+            if not 0 <= getattr(self, name) <= LARGEST:
+                raise DataSetError(f"{name}: found {getattr(self, name)}; allowed: 0 to {LARGEST:,}")
 
 
 def query_id(text: str) -> str:

@@ -8,12 +8,11 @@ import codecs
 import glob
 import gzip
 import hashlib
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import ibis
@@ -21,7 +20,7 @@ import pyarrow as pa
 import pyarrow.types as pt
 from ibis.expr import types as ir
 
-from opengcl.data.problems import DataSetError, listed, shown
+from opengcl.data.problems import DataSetError, listed, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, SCHEMA_FILE, SPLIT, FieldType, Schema, SplitOptions
 from opengcl.delimited_text import COMMA, TAB, DelimitedFile, TextOptions
 from opengcl.given_lists import not_one_text
@@ -44,6 +43,8 @@ _FORMATS = {
     ".json": "json",
     ".json.gz": "json",
 }
+_TEXTS = ("VARCHAR", "JSON", '"NULL"', "NULL")
+_NUMBERS = ("BIGINT", "UBIGINT", "HUGEINT", "DOUBLE", "FLOAT", "BOOLEAN")
 _CHUNK = 1 << 20
 _LONGEST = 600  # characters of an error of DuckDB
 
@@ -57,12 +58,41 @@ class Catalogue:
         splits: How the source says that splits are made.
         files: What was read.
         root: What picture paths are relative to.
+        read_as: How it is read, where that had to be found out.
     """
 
     fields: dict[str, FieldType]
     splits: SplitOptions
     files: list[Path]
     root: Path
+    read_as: str | None = None
+
+
+class OpenedLog(NamedTuple):
+    """A log, or its lists.
+
+    Attributes:
+        table: Its rows.
+        files: What was read.
+        read_as: How, where that had to be found out.
+    """
+
+    table: ir.Table
+    files: list[Path]
+    read_as: str | None = None
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """What of a file's columns is known before it is read.
+
+    Attributes:
+        used: Those that are read by their name, which may not be there twice.
+        texts: Those whose numbers are wanted as they are written; None for all.
+    """
+
+    used: Collection[str]
+    texts: Collection[str] | None
 
 
 def find_files(source: Path | str) -> list[Path]:
@@ -101,9 +131,12 @@ def open_log(
     view: str = LOG,
     encoding: str = "utf-8",
     text: TextOptions | None = None,
+    used: Collection[str] = (),
     spill: Path | None = None,
-) -> tuple[ir.Table, list[Path]]:
+) -> OpenedLog:
     """A log's files as a view, and as an Ibis table of its name, which is compiled for DuckDB and run there.
+
+    Scalars of JSON are texts, as those of CSV are, but for dates and times that DuckDB knows by their form.
 
     Args:
         connection: Where the view is made.
@@ -111,6 +144,7 @@ def open_log(
         view: Its name.
         encoding: Of text, as Python names it; others than UTF-8 are copied to ``spill`` in UTF-8 first.
         text: Dialect of CSV and TSV; what it leaves open is found.
+        used: Columns that are read, or paths that begin with one: none of them may be in a header twice.
         spill: A folder that stays as long as the view.
 
     Raises:
@@ -122,10 +156,23 @@ def open_log(
         folder = (spill or files[0].parent) / f"{view}-utf-8"
         folder.mkdir(parents=True)
         read = [_in_utf8(one, encoding, folder / f"{number}-{one.name}") for number, one in enumerate(files)]
-    relation = _read(connection, read, text)
+    relation, read_as = _read(connection, read, text, _Columns(_beginnings(used), None))
     with reading(source):
         relation.create_view(view)
-    return ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, view)), name=view), files
+    if read_as and read != files:
+        read_as += f", {encoding}"
+    table = ibis.table(ibis.Schema.from_pyarrow(_arrow_schema(connection, view)), name=view)
+    return OpenedLog(table, files, read_as)
+
+
+def _beginnings(paths: Collection[str]) -> set[str]:
+    """Every name that a path may begin with: of ``a.b+c`` itself, ``a``, ``a.b`` and ``c``."""
+    found = set(paths)
+    for path in paths:
+        for one in path.split("+"):
+            parts = one.strip().split(".")
+            found |= {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
+    return found
 
 
 def _is_utf8(encoding: str) -> bool:
@@ -181,8 +228,9 @@ def open_catalogue(
     folder = Path(source)
     schema = Schema.read(folder) if (folder / SCHEMA_FILE).is_file() else None
     files = [folder / "documents.parquet"] if schema else find_files(source)
-    relation, images = _read(connection, files, text), images or {}
-    identifier = id_column or DOCUMENT_ID
+    images, identifier = images or {}, id_column or DOCUMENT_ID
+    wanted = {identifier, *(fields or (schema.documents if schema else ["title"])), *images.values()}
+    relation, read_as = _read(connection, files, text, _Columns(wanted, wanted))
     usual = schema.documents if schema else ["title"] if not images or "title" in relation.columns else []
     texts = [name for name in fields or usual if name not in images]
     _require_columns(source, relation.columns, [identifier, *texts, *images.values()], [*texts, *images])
@@ -201,7 +249,7 @@ def open_catalogue(
         relation.select(", ".join(columns)).create_view(DOCUMENTS)
         _check_ids(connection, source)
     root = Path(source) if Path(source).is_dir() else files[0].parent
-    return Catalogue(kinds, schema.splits if schema else SplitOptions(), files, root)
+    return Catalogue(kinds, schema.splits if schema else SplitOptions(), files, root, read_as)
 
 
 def hashes(files: Sequence[Path], *, progress: bool) -> str:
@@ -240,17 +288,18 @@ def _format(path: Path) -> str | None:
 
 
 def _read(
-    connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions | None
-) -> duckdb.DuckDBPyRelation:
+    connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions | None, columns: _Columns
+) -> tuple[duckdb.DuckDBPyRelation, str | None]:
+    """The rows of files, and how they are read, where that had to be found out."""
     names, kind = [str(one) for one in files], _format(files[0])
     for path in files:
         _refuse_foreign(path, kind)
     if kind == "csv":
-        return _read_csv(connection, files, text or TextOptions())
+        return _read_csv(connection, files, text or TextOptions(), columns.used)
     with reading(files[0]):
         if kind == "parquet":
-            return connection.read_parquet(names)
-        return _plain_texts(connection.read_json(names, format="auto"))
+            return connection.read_parquet(names), None
+        return _read_json(connection, names, columns.texts), None
 
 
 def _refuse_foreign(path: Path, kind: str | None) -> None:
@@ -264,11 +313,13 @@ def _refuse_foreign(path: Path, kind: str | None) -> None:
         refuse_foreign(str(path), head)
 
 
-def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions) -> duckdb.DuckDBPyRelation:
+def _read_csv(
+    connection: duckdb.DuckDBPyConnection, files: list[Path], text: TextOptions, used: Collection[str]
+) -> tuple[duckdb.DuckDBPyRelation, str]:
     """CSV in a dialect that was found and checked; all of it as text, so that an id such as 007 stays one.
 
     Raises:
-        DataSetError: Quotes seem to join rows, or files are of several dialects.
+        DataSetError: Quotes seem to join rows, files are of several dialects, or a column that is used is there twice.
     """
     found = [DelimitedFile(TextFile(one), text, TAB if ".tsv" in one.name.lower() else COMMA) for one in files]
     first = found[0].dialect
@@ -281,10 +332,10 @@ def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: Te
                 f"{path}: found {dialect}, and in {files[0].name} {first}; allowed: files of one dialect (--delimiter, "
                 "--skip-lines)"
             )
-        one.check()
+        one.check(used)
     quote = '"' if first.quotes else ""
     with reading(files[0]):
-        return connection.read_csv(
+        relation = connection.read_csv(
             [str(one) for one in files],
             header=True,
             all_varchar=True,
@@ -294,35 +345,61 @@ def _read_csv(connection: duckdb.DuckDBPyConnection, files: list[Path], text: Te
             skiprows=first.header_line - 1,
             na_values=["", *text.nulls],
         )
+    return relation, str(first)
 
 
-def _plain_texts(relation: duckdb.DuckDBPyRelation) -> duckdb.DuckDBPyRelation:
-    """A column of texts and numbers is JSON to DuckDB, with the quotes of its texts; here all are texts without.
+def _read_json(
+    connection: duckdb.DuckDBPyConnection, names: list[str], texts: Collection[str] | None
+) -> duckdb.DuckDBPyRelation:
+    """JSON with its texts, and the numbers of some columns, as they are written.
 
-    NaN and infinities, which are no JSON but written by Python, are missing.
+    DuckDB finds the types of columns in the first rows. Where these are texts, or null, it would take a later NaN for
+    a text and drop later values without a word; and with a NaN among the first rows it would round whole numbers. So
+    these columns are read as JSON. NaN and infinities, which are no JSON but written by Python, are missing.
     """
-    plain = []
-    for name, kind in zip(relation.columns, relation.types, strict=True):
-        if str(kind) == "JSON":
-            literal = f"CAST({quoted(name)} AS VARCHAR) IN ('NaN', 'Infinity', '-Infinity')"
-            plain.append(f"CASE WHEN NOT ({literal}) THEN {quoted(name)} ->> '$' END AS {quoted(name)}")
-        elif str(kind) in ("DOUBLE", "FLOAT"):
-            plain.append(f"CASE WHEN isfinite({quoted(name)}) THEN {quoted(name)} END AS {quoted(name)}")
-        elif "JSON" in str(kind):
-            form = json.dumps(_texts_within(kind)).replace("'", "''")
-            plain.append(f"from_json(to_json({quoted(name)}), '{form}') AS {quoted(name)}")
-        else:
-            plain.append(quoted(name))
-    return relation.select(", ".join(plain))
+    found = connection.read_json(names, format="auto")
+    kinds = dict(zip(found.columns, found.types, strict=True))
+    written = {name: texts is None or name in texts for name in kinds}
+    read: dict[str, str] = {name: _as_json(kind, written[name]) for name, kind in kinds.items()}
+    plain = (f"{_without_nan(quoted(name), kind, written[name])} AS {quoted(name)}" for name, kind in kinds.items())
+    return connection.read_json(names, format="auto", columns=read).select(", ".join(plain))
 
 
-def _texts_within(kind: Any) -> Any:
-    """A nested type as DuckDB's `from_json` takes it, with texts where there was JSON."""
+def _is_text(kind: Any, written: bool) -> bool:
+    """Whether a type that was found is read as JSON and made text."""
+    return str(kind) in _TEXTS or (written and str(kind) in _NUMBERS)
+
+
+def _as_json(kind: Any, written: bool = False) -> str:
+    """A type that was found as it is read."""
+    if _is_text(kind, written):
+        return "JSON"
     if kind.id == "list":
-        return [_texts_within(kind.children[0][1])]
+        return f"{_as_json(kind.children[0][1])}[]"
     if kind.id == "struct":
-        return {name: _texts_within(child) for name, child in kind.children}
-    return "VARCHAR" if str(kind) == "JSON" else str(kind)
+        return f"STRUCT({', '.join(f'{quoted(name)} {_as_json(child)}' for name, child in kind.children)})"
+    return str(kind)
+
+
+def _without_nan(value: str, kind: Any, written: bool = False, depth: int = 0) -> str:
+    """A value of a type that was found, in SQL: texts without the quotes of JSON, and null for NaN and infinities."""
+    if _is_text(kind, written):
+        literal = f"CAST({value} AS VARCHAR) IN ('NaN', 'Infinity', '-Infinity')"
+        return f"CASE WHEN NOT ({literal}) THEN {value} ->> '$' END"
+    if str(kind) in ("DOUBLE", "FLOAT"):
+        return f"CASE WHEN isfinite({value}) THEN {value} END"
+    if not any(leaf in str(kind) for leaf in (*_TEXTS, "DOUBLE", "FLOAT")):
+        return value
+    if kind.id == "list":
+        one = f"x{depth}"
+        return f"list_transform({value}, lambda {one}: {_without_nan(one, kind.children[0][1], depth=depth + 1)})"
+    if kind.id == "struct":
+        parts = (
+            f"{quoted(name)} := {_without_nan(f'{value}.{quoted(name)}', child, depth=depth)}"
+            for name, child in kind.children
+        )
+        return f"CASE WHEN {value} IS NOT NULL THEN struct_pack({', '.join(parts)}) END"
+    return value
 
 
 def _any_json(path: Path) -> bool:
@@ -375,7 +452,7 @@ def _kind(source: Path | str, name: str, found: pa.DataType, declared: FieldType
 def _check_ids(connection: duckdb.DuckDBPyConnection, source: Path | str) -> None:
     empty = connection.sql(f"SELECT count(*) FROM {DOCUMENTS} WHERE coalesce({DOCUMENT_ID}, '') = ''").fetchall()
     if empty[0][0]:
-        raise DataSetError(f"{source}: found {empty[0][0]:,} rows with a null or empty id; allowed: none")
+        raise DataSetError(f"{source}: found {number_of(empty[0][0], 'row')} with a null or empty id; allowed: none")
     twice = connection.sql(
         f"SELECT {DOCUMENT_ID}, count(*) FROM {DOCUMENTS} GROUP BY ALL HAVING count(*) > 1 ORDER BY ALL LIMIT 1"
     ).fetchall()

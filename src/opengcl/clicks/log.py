@@ -25,6 +25,9 @@ IMPRESSION, CLICK = "impression", "click"
 KINDS = {IMPRESSION: "impression", CLICK: "click", "cart": "cart", "purchase": "purchase"}
 """Kinds of events and their names in a log, where nothing else is said."""
 
+LARGEST = 2**63 - 1
+"""The largest number of a setting: what SQL can compare with."""
+
 MOST_POSITIONS = 1000
 """Positions beyond are taken for broken ones."""
 
@@ -124,8 +127,8 @@ class LogOptions:
             raise DataSetError(f"most_click_rate: found {self.most_click_rate}; allowed: above 0, up to 1")
         for name in ("most_events", "repeat_after", "half_life"):
             value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise DataSetError(f"{name}: found {value}; allowed: above 0")
+            if value is not None and not 0 < value <= LARGEST:
+                raise DataSetError(f"{name}: found {value}; allowed: above 0, up to {LARGEST:,}")
         for name in ("repeat_after", "half_life", "since", "until"):
             if getattr(self, name) is not None and self.time is None:
                 raise DataSetError(f"{name}: found without a column of times; required: time")
@@ -161,6 +164,13 @@ class LogOptions:
     def follow_ups(self) -> list[str]:
         """The kinds of events after a click."""
         return [kind for kind in self.kinds if kind not in (IMPRESSION, CLICK)]
+
+    @property
+    def paths(self) -> list[str]:
+        """The columns, and paths into columns, that are read."""
+        single = (self.query, self.document, self.position, self.session, self.time, self.user, self.randomised)
+        events = self.flags.values() if self.flags else (self.event,)
+        return [one for one in (*single, self.propensity, *events, *self.results) if one is not None]
 
     @property
     def tells_bots(self) -> bool:

@@ -72,7 +72,7 @@ def curate(
 
     Args:
         config: The settings.
-        source: A search of one's own, in place of ``config.search``; it keeps and counts its requests itself.
+        source: Your own search, in place of ``config.search``; it keeps and counts its requests itself.
         rescore: If True, nobody is asked: the data set is made of the replies and pictures that are kept, and what is
             not is left out.
         progress: Whether progress bars are shown on stderr.

@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from opengcl.data import cache
 from opengcl.data.dataset import RankedDataset, load_entry
-from opengcl.data.problems import EXAMPLES, shown
+from opengcl.data.problems import EXAMPLES, number_of, shown
 from opengcl.data.records import Records
 from opengcl.data.schema import SCHEMA_FILE, Schema
 from opengcl.plain_yaml import parse_yaml
@@ -54,7 +54,7 @@ def changes(before: dict[str, Any], now: RankedDataset, *, cache_dir: Path | Non
     rows = described(now)["rows"]
     for file, was in before["rows"].items():
         if was != rows[file]:
-            told.append(f"{file} had {was:,} rows, now {rows[file]:,}")
+            told.append(f"{file} had {number_of(was, 'row')}, now {rows[file]:,}")
     copy = _kept_copy(before, cache.root(cache_dir))
     if copy is None:
         return [*told, "which rows differ cannot be told, as the cache no longer holds a copy of what they were"]

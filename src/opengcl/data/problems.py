@@ -49,7 +49,7 @@ class Problem:
 
     def __str__(self) -> str:
         more = f"; and {self.count - len(self.examples):,} more" if self.count > len(self.examples) else ""
-        rows = "1 row" if self.count == 1 else f"{self.count:,} rows"
+        rows = number_of(self.count, "row")
         listed = "; ".join(self.examples)
         return f"{self.file}, column '{self.column}': {self.kind} in {rows}: {listed}{more}. Allowed: {self.allowed}"
 

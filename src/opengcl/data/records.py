@@ -13,7 +13,7 @@ from PIL import Image
 
 from opengcl.data import images
 from opengcl.data.cache import META
-from opengcl.data.problems import DataSetError, listed, shown
+from opengcl.data.problems import DataSetError, listed, number_of, shown
 from opengcl.data.schema import FieldType
 from opengcl.given_lists import not_one_text
 
@@ -114,7 +114,7 @@ class Records:
         """
         row = int(self.find([id])[0])
         if row < 0:
-            raise DataSetError(f"{self.file}: no {self.id_column} {id!r} among its {len(self):,} rows")
+            raise DataSetError(f"{self.file}: no {self.id_column} {id!r} among its {number_of(len(self), 'row')}")
         return row
 
     def find(self, ids: Sequence[str]) -> Int[np.ndarray, "ids"]:

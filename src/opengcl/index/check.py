@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int64
 
 from opengcl.data import RankedDataset
+from opengcl.data.problems import number_of
 from opengcl.encode import encode, inputs_for, rows_with_fields
 from opengcl.index.build import CHUNK_ROWS, from_shards
 from opengcl.index.protocol import Hit, Index
@@ -68,8 +69,10 @@ class IndexReport:
         """A few lines to read."""
         size = "unknown" if self.size_bytes is None else f"{self.size_bytes / 1e6:,.1f} MB"
         lines = [
-            f"index {self.index}: {self.documents:,} documents, {self.dimension} x {self.dtype}, {size} on disk",
-            f"{self.queries:,} queries; comparing every vector takes {self.exact_p50_ms:.1f} ms (median)",
+            f"index {self.index}: {number_of(self.documents, 'document')}, {self.dimension} x {self.dtype}, "
+            f"{size} on disk",
+            f"{number_of(self.queries, 'query', 'queries')}; comparing every vector takes {self.exact_p50_ms:.1f} ms "
+            "(median)",
         ]
         for one in self.depths:
             kept = "" if one.kept_recall is None else f", {one.kept_recall:.4f} of the model's whole vectors' best"

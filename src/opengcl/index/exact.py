@@ -60,10 +60,15 @@ class ExactStore:
         self._file = folder / FILE
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise StoreError(f"{self.uri}: found a file; allowed: a folder, which is made if it is missing") from error
         except OSError as error:
             raise StoreError(f"{self.uri}: {error}") from error
         self._lock = threading.Lock()
-        self._connection = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, check_same_thread=False)
+        try:
+            self._connection = sqlite3.connect(self._file, timeout=_BUSY_SECONDS, check_same_thread=False)
+        except sqlite3.Error as error:
+            raise StoreError(f"{self._file}: {error}") from error
         try:
             with self.transaction() as database:
                 database.executescript(_TABLES)

@@ -18,7 +18,7 @@ from opengcl.fetch import FetchOptions, fetch_pictures, stored_form
 from opengcl.picture_store import PictureStore
 
 FAILURES = "picture_failures.parquet"
-"""Pictures that could not be had: ``doc_id``, ``field``, ``where`` they were looked for, and the ``reason``."""
+"""Pictures that could not be read: ``doc_id``, ``field``, ``where`` they were looked for, and the ``reason``."""
 
 _FAILURE_SCHEMA = pa.schema([(name, pa.string()) for name in (DOCUMENT_ID, "field", "where", "reason")])
 _THREADS = 4
@@ -102,7 +102,7 @@ class _Bringer:
     def bring(
         self, batch: pa.RecordBatch, schema: pa.Schema, pool: ThreadPoolExecutor
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """The batch with bytes for pictures, and a table of those that could not be had."""
+        """The batch with bytes for pictures, and a table of those that could not be read."""
         columns = {name: batch.column(name) for name in batch.schema.names}
         ids = batch.column(DOCUMENT_ID).to_pylist()
         lost: list[tuple[str, ...]] = []

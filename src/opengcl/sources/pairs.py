@@ -11,7 +11,7 @@ import duckdb
 import pyarrow.parquet as pq
 
 from opengcl.data import engine
-from opengcl.data.problems import DataSetError, ProblemLog, shown
+from opengcl.data.problems import DataSetError, ProblemLog, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID
 from opengcl.sources.repeated_pairs import Repeated, SeveralScoresError
 from opengcl.sources.source import SIDES
@@ -127,7 +127,7 @@ def _unmatched(database: duckdb.DuckDBPyConnection, column: str, side: str, numb
             f"(SELECT {expression.format(column)} FROM {side})",
         )
         if agree > 0.5 * ids:
-            hints.append(f"{form} {agree:,} of these {ids:,} ids are found")
+            hints.append(f"{form} {agree:,} of {number_of(ids, 'such id')} {'is' if agree == 1 else 'are'} found")
     reason = f" Compared {'; '.join(hints)}: write the ids the same in both tables." if hints else ""
     name, option = ("query", "--query-id") if side == "queries" else ("document", "--doc-id")
     return (

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from opengcl.data.problems import DataSetError, shown
+from opengcl.data.problems import DataSetError, number_of, shown
 from opengcl.data.schema import DOCUMENT_ID, QUERY_ID
 from opengcl.sources.source import Source
 
@@ -64,7 +64,8 @@ def _told(count: int, pairs: Sequence[Repeated], texts: Mapping[str, str], rows:
         where = f": {', '.join(places[:_ROWS])}{more}" if places else ""
         listed.append(f"query {name} and document {shown(pair.document)} has {shown(pair.scores)}{where}")
     return (
-        f"{count:,} pairs have several scores: the pair of {'; that of '.join(listed)}. Allowed: one score a pair; "
+        f"{number_of(count, 'pair')} {'has' if count == 1 else 'have'} several scores: the pair of "
+        f"{'; that of '.join(listed)}. Allowed: one score a pair; "
         "--repeated-pairs max, mean or first takes one of them (repeated_pairs)"
     )
 
