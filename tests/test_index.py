@@ -28,7 +28,7 @@ from opengcl.index import (
     quoted,
     require_model,
 )
-from opengcl.index.filters import And, Compare, FieldType, In, Missing, Or
+from opengcl.index.filters import DEEPEST_FILTER, And, Compare, FieldType, FilterError, In, Missing, Or
 from opengcl.index.lance import LanceStore
 from opengcl.index.rows import checked_value
 from tests.index_stores import (  # noqa: F401 - a fixture
@@ -484,6 +484,42 @@ def test_integers_stay_exact(kind: str, tmp_path: Path, request: pytest.FixtureR
             assert sorted(hit.doc_id for hit in found) == sorted(wanted), text
             assert all(hit.fields["sku"] == skus[int(hit.doc_id[1:])] for hit in found)
             assert index.count(where) == len(wanted), text
+    finally:
+        store.close()
+
+
+@pytest.mark.parametrize("kind", ["exact", "lancedb", "postgres", "milvus"])
+def test_every_store_reads_the_deepest_and_longest_filters(
+    kind: str, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    store = open_store(store_uri(kind, tmp_path, request))
+    try:
+        index = store.create("a", spec(fields={"brand": "text", "year": "integer"}))
+        values = {"brand": ["x", "y", None], "year": [2024, None, 2020]}
+        index.upsert(names(3), unit_vectors(3), values)
+        leaves = (
+            In("brand", ("x", "it's"), negated=True),
+            Missing("brand"),
+            Compare("year", "=", 2024.5),  # never true, which takes a level more
+            Compare("year", ">", 2020),
+        )
+        for leaf in leaves:
+            for right in (True, False):
+                tree: Filter = leaf
+                for level in range(DEEPEST_FILTER):
+                    wide = (leaf,) * (11 if level < DEEPEST_FILTER - 1 else 1)
+                    parts = (*wide, tree) if right else (tree, *wide)
+                    tree = And(parts) if level % 2 else Or(parts)
+                wanted = sum(
+                    matches(tree, {"brand": brand, "year": year})
+                    for brand, year in zip(values["brand"], values["year"], strict=True)
+                )
+                assert index.count(tree) == wanted
+                assert len(index.search(unit_vectors(1), 3, where=tree)[0]) == wanted
+                with pytest.raises(FilterError, match=f"allowed: up to {DEEPEST_FILTER} levels"):
+                    index.count(Or((tree, leaf)))
+                with pytest.raises(FilterError, match=f"allowed: up to {DEEPEST_FILTER} levels"):
+                    index.search(unit_vectors(1), 3, where=Or((tree, leaf)))
     finally:
         store.close()
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opengcl.index.filters import (
+    DEEPEST_FILTER,
     LONGEST_FILTER,
     MOST_PARTS,
     MOST_VALUES,
@@ -120,7 +121,13 @@ def test_what_is_read(text: str, tree: Filter) -> None:
         ("stock > false", "stock is boolean, which has no '>'"),
         (r"brand = '\u0000'", "without NUL"),
         (r"brand = '\ud800'", "lone surrogates"),
-        ("(" * 300 + "price < 50" + ")" * 300, f"allowed: up to {MOST_PARTS}"),
+        ("(" * 300 + "price < 50" + ")" * 300, f"allowed: up to {DEEPEST_FILTER} levels"),
+        ("(" * 10_000, f"allowed: up to {DEEPEST_FILTER} levels"),
+        ("not (" * 300 + "price < 50" + ")" * 300, f"allowed: up to {DEEPEST_FILTER} levels"),
+        (
+            "price < 1 or price < 2 and (" * 9 + "price < 50" + ")" * 9,  # two levels in each pair of parentheses
+            f"allowed: up to {DEEPEST_FILTER} levels",
+        ),
         (" or ".join(["price < 50"] * 300), f"allowed: up to {MOST_PARTS}"),
         (f"price in ({', '.join(['1'] * (MOST_VALUES + 1))})", f"allowed: 1 to {MOST_VALUES}"),
         ("price < 50" + " " * LONGEST_FILTER, "allowed: up to 20,000"),
@@ -149,6 +156,20 @@ def test_escapes_are_those_of_json() -> None:
 def test_trees_made_by_hand_are_checked_too(tree: Filter, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         check_filter(tree, FIELDS)
+
+
+def test_filters_as_deep_as_is_allowed_are_read() -> None:
+    tree: Filter = CHEAP
+    for level in range(DEEPEST_FILTER):
+        tree = And((tree, STOCK)) if level % 2 else Or((STOCK, tree))
+    check_filter(tree, FIELDS)
+    assert fit_filter(tree, FIELDS) == tree
+    with pytest.raises(FilterError, match=f"allowed: up to {DEEPEST_FILTER} levels"):
+        check_filter(Or((tree, STOCK)), FIELDS)
+    parentheses = "(" * DEEPEST_FILTER + "price < 50" + ")" * DEEPEST_FILTER
+    assert parse_filter(parentheses, FIELDS) == CHEAP
+    text = "price < 1 or price < 2 and (" * 8 + "price < 50" + ")" * 8
+    assert parse_filter(text, FIELDS)
 
 
 def test_a_deep_tree_is_refused_before_anything_recurses() -> None:
@@ -197,7 +218,7 @@ def test_values_become_those_of_the_fields_type(text: str, fitted: Filter) -> No
     assert repr(found) == repr(fitted)  # 2 is not 2.0 here
 
 
-NUMBERS = st.integers(-(2**70), 2**70) | st.floats(-(2.0**53), 2.0**53) | st.sampled_from([2.5, -0.0, 0, LARGEST])
+NUMBERS = st.integers(-(2**70), 2**70) | st.floats(1 - 2.0**53, 2.0**53 - 1) | st.sampled_from([2.5, -0.0, 0, LARGEST])
 
 
 @given(

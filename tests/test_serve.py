@@ -25,7 +25,8 @@ from PIL import Image
 from opengcl import cli
 from opengcl.cores import usable_cores
 from opengcl.encode import encode, encode_texts
-from opengcl.index import open_store
+from opengcl.index import StoreError, open_store
+from opengcl.index.exact import ExactIndex
 from opengcl.serve import Settings
 from opengcl.serve.keys import ApiKeys
 from opengcl.serve.observe import access_log
@@ -147,6 +148,31 @@ def test_integers_are_exact_over_http(tmp_path: Path) -> None:
             assert (reply.status_code, reply.json()["error"]["field"]) == (422, f"documents.0.fields.{field}")
             assert len(reply.content) < 1000
         assert server.get("/models").json()[0]["fields"]["sku"] == "integer"
+
+
+def test_deep_filters_are_refused_before_the_store_is_asked(server: Running) -> None:
+    for where in ("(" * 24 + "price < 5" + ")" * 24, "price < 1 or price < 2 and (" * 12 + "price < 50" + ")" * 12):
+        reply = server.post("/search", {"query": {"text": TEXT}, "where": where})
+        assert (reply.status_code, reply.json()["error"]["field"]) == (422, "where")
+        assert "allowed: up to 16 levels" in reply.json()["error"]["message"]
+
+
+def test_what_a_client_wrote_is_not_logged_when_a_store_fails(
+    server: Running, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> int:
+        try:
+            raise RuntimeError("cannot read: \x1b[2J secret words")
+        except RuntimeError as error:
+            raise StoreError("exact: cannot read: \x1b[2J secret words\nERROR: forged") from error
+
+    monkeypatch.setattr(ExactIndex, "count", fail)
+    reply = server.post("/search", {"query": {"text": TEXT}, "where": "title = '\x1b[2J secret words'"})
+    assert reply.status_code == 503
+    assert "secret" not in reply.text
+    assert "the store failed with StoreError from RuntimeError" in caplog.text
+    assert "secret" not in caplog.text
+    assert "\x1b" not in caplog.text
 
 
 def test_filters_and_fields(server: Running) -> None:

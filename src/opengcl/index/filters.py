@@ -44,7 +44,10 @@ LONGEST_FILTER = 20_000
 """Characters of a filter's text."""
 
 MOST_PARTS = 200
-"""Comparisons, and levels of parentheses, of one filter."""
+"""Comparisons of one filter."""
+
+DEEPEST_FILTER = 16
+"""Levels of ``and`` and ``or`` inside each other, and of parentheses; LanceDB reads no more than 20."""
 
 MOST_VALUES = 1000
 """Values of one ``in``."""
@@ -189,7 +192,9 @@ def check_filter(where: Filter, fields: Mapping[str, FieldType]) -> None:
     while left:
         one, depth = left.pop()
         parts += 1
-        if parts > 2 * MOST_PARTS or depth > MOST_PARTS:
+        if isinstance(one, And | Or) and depth > DEEPEST_FILTER:
+            raise _too_deep()
+        if parts > 2 * MOST_PARTS:
             raise FilterError(f"filter with more than {MOST_PARTS} comparisons; allowed: up to {MOST_PARTS}")
         if isinstance(one, And | Or):
             if not one.parts:
@@ -197,6 +202,13 @@ def check_filter(where: Filter, fields: Mapping[str, FieldType]) -> None:
             left.extend((part, depth + 1) for part in one.parts)
         else:
             _check_comparison(one, fields)
+
+
+def _too_deep() -> FilterError:
+    return FilterError(
+        "filter with more levels of and, or and parentheses inside each other than every store can read; "
+        f"allowed: up to {DEEPEST_FILTER} levels"
+    )
 
 
 def _check_comparison(one: Compare | In | Missing, fields: Mapping[str, FieldType]) -> None:
@@ -349,7 +361,9 @@ class _Parser:
 
     def _one(self, *, negated: bool, depth: int) -> Filter:
         self._parts += 1
-        if max(self._parts, depth) > MOST_PARTS:
+        if depth > DEEPEST_FILTER:
+            raise _too_deep()
+        if self._parts > MOST_PARTS:
             raise FilterError(f"filter with more than {MOST_PARTS} comparisons; allowed: up to {MOST_PARTS}")
         while self._took("not"):
             negated = not negated

@@ -231,16 +231,13 @@ class MilvusIndex:
             )
         hits = [[self._hit(row["doc_id"], row["distance"], row["entity"]) for row in of_query] for of_query in found]
         fewest = min(map(len, hits))
-        if fewest < k and offset + fewest < self.count(where):
+        if fewest < k and offset + fewest < self._count(where):
             return self._exact(queries, k, where, offset)
         return hits
 
     def count(self, where: Filter | None = None) -> int:
         """As `Index.count`."""
-        where = checked_where(self.spec, where)
-        with self._told() as client:
-            found = client.query(self._collection, filter=_text(where, self._columns), output_fields=["count(*)"])
-        return int(found[0]["count(*)"])
+        return self._count(checked_where(self.spec, where))
 
     def get(self, ids: Sequence[str]) -> list[Row | None]:
         """As `Index.get`."""
@@ -262,6 +259,11 @@ class MilvusIndex:
     def size(self) -> int | None:
         """As `Index.size`; not told."""
         return None
+
+    def _count(self, where: Filter | None) -> int:
+        with self._told() as client:
+            found = client.query(self._collection, filter=_text(where, self._columns), output_fields=["count(*)"])
+        return int(found[0]["count(*)"])
 
     def _exact(self, queries: np.ndarray, k: int, where: Filter | None, offset: int) -> list[list[Hit]]:
         """Reads the vectors block by block and keeps each query's best."""

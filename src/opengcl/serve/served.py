@@ -243,7 +243,9 @@ class Served:
         try:
             return await (self.threads.write(asked) if write else self.threads.search(asked))
         except (StoreError, UnknownIndex) as error:
-            log.error("model %s: %s", self.name, error)
+            # A store's message can hold the filter, which is what a client wrote.
+            log.error("model %s: the store failed with %s", self.name, _kind(error))
+            log.debug("model %s: %s", self.name, error)
             raise ApiError(503, f"the store does not answer: {type(error).__name__}", retry_after=5) from error
         except ValueError as error:
             raise ApiError(422, str(error)) from None
@@ -380,6 +382,12 @@ def _value(document: api.NewDocument, name: str, kind: FieldType, row: int) -> A
         return checked_value(kind, document.fields.get(name))
     except VectorIndexError as error:
         raise ApiError(422, str(error).replace("or None", "or null"), f"documents.{row}.fields.{name}") from None
+
+
+def _kind(error: BaseException) -> str:
+    """The type of an error, and of the one that it came from."""
+    cause = error.__cause__
+    return type(error).__name__ + (f" from {type(cause).__name__}" if cause else "")
 
 
 def _milliseconds(started: float) -> float:
