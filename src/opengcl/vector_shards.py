@@ -31,6 +31,7 @@ from opengcl.index.vectors import shorten, to_int8
 from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder
 from opengcl.only_writer import only_writer
+from opengcl.plain_files import read_plain
 from opengcl.progress import progress_bar
 from opengcl.prompts import Side
 
@@ -167,7 +168,7 @@ def read_manifest(folder: Path) -> Manifest:
         ShardError: It isn't one, or its shards aren't all there.
     """
     try:
-        manifest = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        manifest = Manifest(**json.loads(read_plain(folder / MANIFEST)))
     except (OSError, TypeError, ValueError) as error:
         raise ShardError(
             f"{folder}: holds no {MANIFEST} of this version; required: a folder of opengcl encode"
@@ -190,7 +191,7 @@ def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
     if manifest.left_out == 0:
         return []
     try:
-        ids = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+        ids = json.loads(read_plain(folder / LEFT_OUT))
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder / LEFT_OUT}: cannot be read: {error}") from error
     if not isinstance(ids, list) or len(ids) != manifest.left_out or not all(isinstance(one, str) for one in ids):
@@ -202,7 +203,7 @@ def read_shard(folder: Path, manifest: Manifest, shard: int) -> tuple[list[str],
     """Ids and vectors of one shard, the vectors of the manifest's type."""
     file = manifest.file(folder, shard)
     if manifest.format == "npy":
-        return json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), np.load(file, allow_pickle=False)
+        return json.loads(read_plain(file.with_suffix(".json"))), np.load(file, allow_pickle=False)
     table = pq.read_table(file)
     flat = table["vector"].combine_chunks().flatten().to_numpy()
     return table.column(0).to_pylist(), flat.reshape(-1, manifest.dimension)
@@ -276,7 +277,7 @@ def _settle(manifest: Manifest, out: Path, left_out: list[str]) -> None:
     """Makes the folder, or makes sure that it is for the same vectors."""
     file = out / MANIFEST
     if file.is_file():
-        there = {"left_out": 0, **json.loads(file.read_text(encoding="utf-8"))}
+        there = {"left_out": 0, **json.loads(read_plain(file))}
         other = [name for name, value in asdict(manifest).items() if there.get(name) != value]
         if other:
             raise ShardError(f"{out}: holds vectors with another {' and '.join(other)}; choose another folder")

@@ -43,7 +43,7 @@ def check(
     else:
         _print_counts(found.counts)
         for problem in found.problems:
-            arguments.tell(problem)
+            arguments.tell(str(problem))
         for remark in found.remarks:
             arguments.tell(f"note: {remark}")
         arguments.tell(
