@@ -26,6 +26,7 @@ from opengcl.hub_models import NoSuchModelError, find_on_hub
 from opengcl.inputs import Features, FieldInput
 from opengcl.model_files import check_model_files
 from opengcl.named_folders import no_such_folder
+from opengcl.plain_files import read_plain
 from opengcl.prompts import SIDES, Side, prompts_of, settle_prompts
 
 CARD, FILL_IN = "opengcl.json", "fill_in.safetensors"
@@ -391,7 +392,7 @@ class _Card:
 
 def _read_card(file: Path) -> _Card:
     try:
-        card = json.loads(file.read_text(encoding="utf-8"))
+        card = json.loads(read_plain(file))
         if card["format"] not in _READ_FORMATS:
             allowed = " and ".join(map(str, _READ_FORMATS))
             raise ModelError(f"{file}: format {card['format']!r}; this version reads {allowed}")

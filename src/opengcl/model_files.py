@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from opengcl.plain_files import read_plain
+
 MODULES = (
     "BoW",
     "CLIPModel",
@@ -108,7 +110,7 @@ def _read(file: Path) -> Any:
     if not stat.S_ISREG(found.st_mode) or found.st_size > _MAX_BYTES:
         raise ValueError(f"{file}: allowed: a plain file of at most {_MAX_BYTES >> 20} MB")
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_plain(file))
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not JSON ({type(error).__name__}: {str(error)[:200]})") from error
 

@@ -17,6 +17,8 @@ from typing import Any
 
 import yaml
 
+from opengcl.plain_files import open_plain
+
 LARGEST_FILE = 1 << 20
 """Bytes of a file, at most."""
 DEEPEST = 50
@@ -80,7 +82,7 @@ def read_yaml(path: Path | str, *, texts: Collection[str] = ()) -> YamlFile:
         YamlError: It cannot be read, is too large, is not UTF-8, or is refused by `parse_yaml`.
     """
     try:
-        with Path(path).open("rb") as file:
+        with open_plain(path) as file:
             data = file.read(LARGEST_FILE + 1)
     except OSError as error:
         raise YamlError(f"{path}: cannot be read: {error.strerror or error}") from error

@@ -18,6 +18,7 @@ from sentence_transformers import SentenceTransformer
 from torch import Tensor
 
 from opengcl.data.problems import shown
+from opengcl.plain_files import read_plain
 
 Side = Literal["query", "document"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -79,7 +80,7 @@ def described(prompts: Mapping[Side, str]) -> str | None:
 def saved_prompts(folder: Path) -> dict[str, Any]:
     """The prompts that are not empty in a model's folder, by name, without opening the model; nothing if unreadable."""
     try:
-        config = json.loads((folder / _FILE).read_text(encoding="utf-8"))
+        config = json.loads(read_plain(folder / _FILE))
         return {str(name): prompt for name, prompt in config["prompts"].items() if prompt}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}

@@ -19,6 +19,7 @@ from opengcl.data.tables import is_text, read_whole
 from opengcl.field_sets import MEASURES
 from opengcl.named_folders import no_such_folder
 from opengcl.per_query import KEYS, PerQueryError, read_per_query
+from opengcl.plain_files import read_plain
 from opengcl.plain_yaml import YamlError, read_yaml
 
 FILES = ("config.yaml", "metrics.json", "per_query.parquet", "results.parquet", "history.json")
@@ -173,7 +174,7 @@ def _read_fields(file: Path, written: Any) -> dict[str, dict[str, dict[str, floa
 
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(read_plain(file))
     except OSError as error:
         raise RunFolderError(f"{file}: cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

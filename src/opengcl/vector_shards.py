@@ -32,6 +32,7 @@ from opengcl.index.vectors import shorten, to_int8
 from opengcl.inputs import Inputs
 from opengcl.model import BiEncoder
 from opengcl.only_writer import only_writer
+from opengcl.plain_files import read_plain
 from opengcl.progress import progress_bar
 from opengcl.prompts import Side
 
@@ -179,7 +180,7 @@ def read_manifest(folder: Path) -> Manifest:
 
 def _manifest(folder: Path) -> Manifest:
     try:
-        found = Manifest(**json.loads((folder / MANIFEST).read_text(encoding="utf-8")))
+        found = Manifest(**json.loads(read_plain(folder / MANIFEST)))
         counts = (found.rows, found.left_out, found.dimension, found.shard_rows)
         if not all(isinstance(one, int) for one in counts) or min(counts) < 0 or not found.dimension * found.shard_rows:
             raise ValueError(f"found {counts} as counts of rows")
@@ -199,7 +200,7 @@ def read_left_out(folder: Path, manifest: Manifest) -> list[str]:
     if manifest.left_out == 0:
         return []
     try:
-        ids = json.loads((folder / LEFT_OUT).read_text(encoding="utf-8"))
+        ids = json.loads(read_plain(folder / LEFT_OUT))
     except (OSError, ValueError) as error:
         raise ShardError(f"{folder / LEFT_OUT}: cannot be read: {error}") from error
     if not isinstance(ids, list) or len(ids) != manifest.left_out or not all(isinstance(one, str) for one in ids):
@@ -216,7 +217,7 @@ def read_shard(folder: Path, manifest: Manifest, shard: int) -> tuple[list[str],
     file = manifest.file(folder, shard)
     try:
         if manifest.format == "npy":
-            return json.loads(file.with_suffix(".json").read_text(encoding="utf-8")), np.load(file, allow_pickle=False)
+            return json.loads(read_plain(file.with_suffix(".json"))), np.load(file, allow_pickle=False)
         table = pq.read_table(file)
         flat = table["vector"].combine_chunks().flatten().to_numpy()
         return table.column(0).to_pylist(), flat.reshape(-1, manifest.dimension)

@@ -11,6 +11,7 @@ from pathlib import Path
 from string import Template
 
 from opengcl.curate.errors import CurateError
+from opengcl.plain_files import read_plain
 
 _LARGEST = 100_000
 _DIVIDER = re.compile(r"^-{3,}$", re.MULTILINE)
@@ -65,7 +66,7 @@ class Prompt:
 
 def _text(path: Path) -> str:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_plain(path).decode("utf-8")
     except (OSError, ValueError) as error:
         raise CurateError(f"{path}: cannot be read: {error}") from error
     if len(text) > _LARGEST:

@@ -108,7 +108,10 @@ def not_relevant_note(pairs: int, below: int) -> str | None:
 
 def shown(value: object) -> str:
     """A value as an error message quotes it: shortened, so that a megabyte stays one line."""
-    return reprlib.repr(value)
+    try:
+        return reprlib.repr(value)
+    except ValueError:  # Python writes no whole number of more than 4,300 digits
+        return "a number of thousands of digits"
 
 
 def listed(names: Sequence[str], most: int = 50) -> str:

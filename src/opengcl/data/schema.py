@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -21,6 +20,10 @@ SPLIT = "split"
 PART = "part"
 _OPTIONAL = ("splits", "provenance")
 _TEXTS = ("name",)  # where dataset.yaml wants a text, whatever it looks like
+
+
+MOST_SCORE = 1e300
+"""The largest score, above or below 0, so that sums and products of a few are finite too."""
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,8 @@ class Schema:
         _check_fields("documents", self.documents, (DOCUMENT_ID, SPLIT))
         for bound in ("min", "max"):
             value = getattr(self, f"score_{bound}")
-            if not _is_number(value) or not math.isfinite(value):
-                found = f"{shown(value)}; allowed: a finite number{advice(value)}"
+            if not _is_number(value) or not abs(value) <= MOST_SCORE:
+                found = f"{shown(value)}; allowed: a finite number, up to {MOST_SCORE:g} either way{advice(value)}"
                 raise DataSetError(f"score.{bound}: found {found}", key=("score", bound))
         if self.score_min >= self.score_max:
             found = f"found min {self.score_min} and max {self.score_max}"

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from opengcl.data.problems import DataSetError, not_relevant_note, shown
+from opengcl.data.schema import MOST_SCORE
 from opengcl.sources.source import Description
 
 Range = tuple[float, float]
@@ -64,8 +63,10 @@ def check_zero(zero: float, described: Description) -> None:
     Raises:
         DataSetError: It is not finite, or the source's scores are places in lists, which have no zero.
     """
-    if not math.isfinite(zero):
-        raise DataSetError(f"score_zero (--score-zero): found {zero}; allowed: a finite number")
+    if not abs(zero) <= MOST_SCORE:
+        raise DataSetError(
+            f"score_zero (--score-zero): found {shown(zero)}; allowed: a finite number, up to {MOST_SCORE:g}"
+        )
     if zero and described.scores_are_places:
         raise DataSetError(
             f"score_zero (--score-zero): found {zero:g}, but the scores of {described.source} are places in lists, "
@@ -104,7 +105,7 @@ def settled_scores(
 
 def _range(described: Description, seen: Range, given: Range | None, zero: float) -> tuple[float, float, str]:
     if given is not None:
-        if not (np.isfinite(given).all() and given[0] < given[1]):
+        if not (all(abs(bound) <= MOST_SCORE for bound in given) and given[0] < given[1]):
             raise DataSetError(f"score_range (--score-range): found {shown(given)}; allowed: two numbers, lower first")
         return given[0] - zero, given[1] - zero, "as given"
     if described.score_range is not None:
