@@ -696,7 +696,7 @@ def test_a_file_that_is_no_store_is_told(tmp_path: Path) -> None:
     [
         ({"dimension": 0}, "dimension: found 0"),
         ({"dtype": "int4"}, "dtype: found 'int4'; allowed: float32, int8"),
-        ({"fields": {"x": "date"}}, "field 'x': found type 'date'; allowed: text, number, boolean"),
+        ({"fields": {"x": "date"}}, "field 'x': found type 'date'; allowed: text, integer, number, boolean"),
         ({"fields": {" ": "text"}}, "found the name ' '"),
         ({"model": 3}, "model: found 3"),
     ],
