@@ -94,7 +94,8 @@ class Schema:
         for bound in ("min", "max"):
             value = getattr(self, f"score_{bound}")
             if not _is_number(value) or not abs(value) <= MOST_SCORE:
-                found = f"{shown(value)}; allowed: a finite number, up to {MOST_SCORE:g} either way{advice(value)}"
+                limit = f", up to {MOST_SCORE:g} either way" if _is_number(value) else advice(value)
+                found = f"{shown(value)}; allowed: a finite number{limit}"
                 raise DataSetError(f"score.{bound}: found {found}", key=("score", bound))
         if self.score_min >= self.score_max:
             found = f"found min {self.score_min} and max {self.score_max}"
