@@ -12,6 +12,7 @@ import torch
 
 from opengcl.cli import arguments
 from opengcl.config import TEXT_SETTINGS, ConfigError, TrainConfig, load_config
+from opengcl.devices import DeviceError
 from opengcl.plain_yaml import write_yaml
 from opengcl.training import train
 
@@ -228,5 +229,5 @@ def test_the_learning_rate_follows_the_model() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_gpu_that_is_not_there_is_not_replaced_by_the_cpu() -> None:
-    with pytest.raises(ConfigError, match="device: found cuda, which PyTorch does not see here; allowed: cpu"):
+    with pytest.raises(DeviceError, match=r"device is 'cuda', but .*use --device cpu, or leave the device out"):
         train(TrainConfig(**BASE, device="cuda"))

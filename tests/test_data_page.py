@@ -83,7 +83,8 @@ def words(page: str) -> str:
 def test_the_page_tells_the_counts(shop: Path) -> None:
     text = words(page_of(shop))
     counts = RankedDataset.open(shop, check_images=False).describe()
-    assert "3 queries 60 documents 33 judged pairs Scores from 0 to 100" in text
+    relevant = "33 judged pairs, 2 of them judged not relevant (a score of 0 or below)"
+    assert f"3 queries 60 documents {relevant} Scores from 0 to 100" in text
     for one in counts["splits"].values():
         assert f"{one['queries']} queries: {one['dev_queries']} dev, {one['test_queries']} test" in text
         assert f"{one['pairs']} judged pairs, {one['pairs'] / 33:.1%}" in text

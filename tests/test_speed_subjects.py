@@ -75,8 +75,11 @@ def test_trainer_and_bare_loop_take_the_same_steps(tmp_path: Path) -> None:
     for name, value in training.objective.state_dict().items():
         if "k_proj.bias" in name:
             continue  # a softmax does not see it: its gradient is rounding, which AdamW blows up
+        # Where a gradient is all but 0, AdamW turns its rounding, which differs between processors, into part of a
+        # step: a hundredth of the learning rate at most. A step that is not the same differs by whole ones.
+        atol = 0.01 * training.config.peak_learning_rate
         torch.testing.assert_close(
-            value, after[name], rtol=1e-4, atol=1e-6, msg=lambda told, name=name: f"{name}: {told}"
+            value, after[name], rtol=1e-4, atol=atol, msg=lambda told, name=name: f"{name}: {told}"
         )
         if value.is_floating_point() and value.ndim > 1:
             assert not torch.equal(value, before[name]), name
