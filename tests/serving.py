@@ -20,11 +20,11 @@ import numpy as np
 import torch
 
 from opengcl.data import RankedDataset
-from opengcl.encode import encode
+from opengcl.encode import encode, encode_texts
 from opengcl.fill_in import FieldMap, FillIn
 from opengcl.index import IndexSpec, model_fingerprint, open_store
 from opengcl.index.filters import FieldType
-from opengcl.model import BiEncoder, FieldMix
+from opengcl.model import BiEncoder, FieldEmbeddings, FieldMix
 from opengcl.serve import Settings
 from opengcl.serve.app import State
 from opengcl.serve.keys import ApiKeys
@@ -77,6 +77,14 @@ def make_shop(folder: Path, *, documents: int = 40) -> Shop:
 def vectors_of(shop: Shop) -> np.ndarray:
     documents = shop.dataset.documents
     return encode(shop.model, documents, "document", np.arange(len(documents)))
+
+
+def score_of_its_title(place: Shop, title: str) -> float:
+    """The score of a document that has this title and no image, for the title as a query; its image is filled in."""
+    vector = torch.from_numpy(encode_texts(place.model, [title]))
+    present = torch.tensor([[True], [False]])
+    document = place.model.fuse(FieldEmbeddings(torch.stack([vector, torch.zeros_like(vector)]), present), "document")
+    return float(document[0] @ vector[0])
 
 
 def columns_of(shop: Shop, **changed: Any) -> dict[str, list[Any]]:

@@ -65,7 +65,16 @@ def opened(address: str) -> Store:
 
 def build(address: str, run: Path, data: Path, cache: Path, name: str) -> None:
     dataset = RankedDataset.open(data, cache_dir=cache, progress=False)
-    build_index(opened(address), run, dataset, name=name, keep=["title", "price"], chunk_rows=CHUNK, progress=False)
+    build_index(
+        opened(address),
+        run,
+        dataset,
+        name=name,
+        keep=["title", "price"],
+        chunk_rows=CHUNK,
+        replace_model=True,
+        progress=False,
+    )
 
 
 def finish(address: str, name: str) -> None:

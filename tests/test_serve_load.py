@@ -25,7 +25,7 @@ from opengcl.encode import encode_texts
 from opengcl.index import open_store
 from tests.builders import WORDS, picture
 from tests.index_stores import postgres_server, store_uri  # noqa: F401 - a fixture
-from tests.serving import Process, Shop, build, make_shop, process, vectors_of
+from tests.serving import Process, Shop, build, make_shop, process, score_of_its_title, vectors_of
 
 WORKERS = 4
 OWN = 50  # documents that each worker writes and deletes
@@ -42,7 +42,7 @@ class Oracle:
     """What the shop's own documents answer, whatever else is written: only they are in stock, and cheap."""
 
     def __init__(self, shop: Shop) -> None:
-        vectors, self.in_stock = vectors_of(shop), np.arange(0, DOCUMENTS, 3)
+        self.shop, vectors, self.in_stock = shop, vectors_of(shop), np.arange(0, DOCUMENTS, 3)
         self.scores = encode_texts(shop.model, WORDS) @ vectors.T
 
     def check(self, word: int, hits: list[dict[str, Any]]) -> None:
@@ -135,7 +135,7 @@ class Worker:
         found = self._search(client, {"query": {"text": title}, "where": f"price = {price}"})
         if found is not None:
             assert [(hit["doc_id"], hit["fields"]["title"]) for hit in found["hits"]] == [(doc_id, title)]
-            assert found["hits"][0]["score"] == pytest.approx(1, abs=1e-3)
+            assert found["hits"][0]["score"] == pytest.approx(score_of_its_title(self.oracle.shop, title), abs=1e-3)
 
     def search_among_the_known(self, client: httpx2.Client) -> None:
         word = int(self._generator.integers(len(WORDS)))

@@ -8,12 +8,10 @@ from typing import Any
 import httpx2
 import numpy as np
 import pytest
-import torch
 
 from opengcl.encode import encode_texts
-from opengcl.model import FieldEmbeddings
 from tests.index_stores import KINDS, postgres_server, store_uri  # noqa: F401 - a fixture
-from tests.serving import Running, Shop, build, make_shop, running, vectors_of
+from tests.serving import Running, Shop, build, make_shop, running, score_of_its_title, vectors_of
 
 AWKWARD_IDS = ["it's", "a b/c", "日本", "100%", "x\\y", '"q"']
 
@@ -71,14 +69,6 @@ def test_the_server_does_the_same_on_every_store(place: Shop) -> None:
                 assert client.delete(path).status_code == client.get(path).status_code == 404
         assert found(server, "redshoe")["total"] == 39
         check_swap(server)
-
-
-def score_of_its_title(place: Shop, title: str) -> float:
-    """The score of a document that has this title and no image, for the title as a query; its image is filled in."""
-    vector = torch.from_numpy(encode_texts(place.model, [title]))
-    present = torch.tensor([[True], [False]])
-    document = place.model.fuse(FieldEmbeddings(torch.stack([vector, torch.zeros_like(vector)]), present), "document")
-    return float(document[0] @ vector[0])
 
 
 def check_swap(server: Running) -> None:

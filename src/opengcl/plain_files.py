@@ -19,10 +19,17 @@ def open_plain(path: Path | str) -> BinaryIO:
         OSError: It is not there, or is a pipe, a socket, a device or a folder.
     """
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(handle).st_mode):
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
         os.close(handle)
-        raise OSError(errno.EINVAL, "not a plain file", str(path))
+        raise OSError(*_refusal(mode), str(path))
     return os.fdopen(handle, "rb")
+
+
+def _refusal(mode: int) -> tuple[int, str]:
+    if stat.S_ISDIR(mode):
+        return errno.EISDIR, os.strerror(errno.EISDIR)
+    return errno.EINVAL, "not a plain file"
 
 
 def read_plain(path: Path | str, most: int = MOST_BYTES) -> bytes:
