@@ -125,6 +125,7 @@ def with_quirks(rows: list[Product]) -> list[Product]:
     return rows
 
 
+@pytest.mark.slow
 def test_the_published_tables_come_out_of_a_kaggle_folder(fashion: Path, tmp_path: Path) -> None:
     documents = published(fashion, "documents")
     rows = with_quirks(documents.select([*COLUMNS.values()]).to_pylist())

@@ -448,7 +448,11 @@ def spark() -> Iterator[Any]:
 
 
 @pytest.mark.filterwarnings("ignore")  # of pyspark and ibis about each other
-@pytest.mark.parametrize("settings", [SETTINGS["plain"], SETTINGS["everything"]], ids=["plain", "everything"])
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param(SETTINGS["plain"], marks=pytest.mark.slow), SETTINGS["everything"]],
+    ids=["plain", "everything"],
+)
 def test_spark_has_the_same_cells(spark: Any, duck: Run, tmp_path: Path, settings: dict[str, Any]) -> None:
     rows, options = made_log(5), LogOptions(kinds=KINDS, **settings)
     pq.write_table(table_of(rows), tmp_path / "log.parquet")

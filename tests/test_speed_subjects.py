@@ -51,6 +51,7 @@ def test_metrics_are_the_numbers_of_the_script(monkeypatch: pytest.MonkeyPatch) 
         metrics.agree({"ndcg@1": 0.5}, {"ndcg@1": 0.4})
 
 
+@pytest.mark.slow
 def test_opening_and_first_batch_of_a_small_data_set(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, size in (("DOCUMENTS", 900), ("QUERIES", 50), ("PAIRS", 500), ("BLOCK", 200), ("BATCH", 64)):
         monkeypatch.setattr(opening, name, size)
