@@ -82,7 +82,7 @@ def train(config: TrainConfig, *, resume: bool = False, baseline: Path | None = 
         ValueError: Settings that do not fit the data set or the model.
     """
     check_training_device(config.device, config.precision)
-    weight_function(config.weights)  # a function of the user's own that is not there is told before any work
+    weight_function(config.weights)  # a missing function of the user's is an error before any work
     join_ranks(cpu=config.device == "cpu")
     out = Path(config.out)
     shown = progress and rank() == 0

@@ -375,7 +375,7 @@ def main() -> None:
 
 
 def _told(error: Exception) -> str | None:
-    """What a user is told about an error; None for one that is a fault of ours, with a traceback to report."""
+    """The sentence that a user reads about an error; None for a fault of this program, which needs its traceback."""
     if isinstance(error, ValueError | OSError):
         return str(error)
     if isinstance(error, MemoryError):
